@@ -1,0 +1,1 @@
+"""The one door for untrusted input: bytes and plain values in, frozen model out. Only ``InvalidInput`` leaves it."""

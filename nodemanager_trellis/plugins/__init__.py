@@ -1,0 +1,1 @@
+"""The built-in plugins. Pure: they import the model and the objects, never the substrate."""

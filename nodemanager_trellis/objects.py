@@ -89,7 +89,7 @@ class HtbClass:
     quantum: int
     """bytes a round when borrowing (weight)"""
     queue_bytes: int = 0
-    label: str = ""
+    label: str = dataclasses.field(default="", compare=False)
     """what it shapes, for people; not in the kernel"""
 
     @property
@@ -298,7 +298,7 @@ class Running:
 
     kind: ClassVar[str] = "running"
     name: str
-    after: tuple[Key, ...] = ()
+    after: tuple[Key, ...] = dataclasses.field(default=(), compare=False)
     """what else must exist before it starts: files, links. Not in the kernel."""
 
     @property

@@ -299,7 +299,7 @@ class Running:
     kind: ClassVar[str] = "running"
     name: str
     after: tuple[Key, ...] = dataclasses.field(default=(), compare=False)
-    """what else must exist before it starts: files, links. Not in the kernel."""
+    """what comes first if it is wanted at all: files, links. Its failure does not keep the sliver from running."""
 
     @property
     def key(self) -> Key:
@@ -307,7 +307,7 @@ class Running:
 
     @property
     def needs(self) -> tuple[Key, ...]:
-        return (("container", self.name), *self.after)
+        return (("container", self.name),)
 
     @property
     def title(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nodemanager_trellis import codec
 from nodemanager_trellis.errors import TrellisError
-from nodemanager_trellis.model import Desired
+from nodemanager_trellis.model import Desired, Sliver
 from nodemanager_trellis.objects import KINDS, KernelObject, Key
 
 SCHEMA_VERSION = 1
@@ -27,6 +27,7 @@ LAST_NUMBER = 65_000
 
 _SCHEMA = """
 CREATE TABLE value (name TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE realised (owner TEXT PRIMARY KEY, json TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE number (name TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 CREATE TABLE applied (
     kind TEXT NOT NULL, ident TEXT NOT NULL, owner TEXT NOT NULL, plugin TEXT NOT NULL, json TEXT NOT NULL,
@@ -64,7 +65,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not read_only:
                 self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -188,16 +189,31 @@ class Store:
                 found[kind, ident] = Applied(owner, plugin, codec.from_plain(KINDS[kind], json.loads(text)))
         return found
 
-    def record(self, owner: str, objects: Mapping[Key, KernelObject], plugin_of: Mapping[Key, str]) -> None:
-        """Put on record what ``owner`` wants; written *before* the kernel is touched, so that a crash leaves no orphan."""
+    def record(self, wanted: Mapping[str, Mapping[Key, KernelObject]], plugin_of: Mapping[Key, str]) -> None:
+        """Put on record what each owner wants; called *before* the kernel is touched, so that a crash leaves no orphan."""
+        rows = [
+            (kind, ident, owner, plugin_of.get((kind, ident), ""), json.dumps(codec.to_plain(obj)))
+            for owner, objects in wanted.items()
+            for (kind, ident), obj in objects.items()
+        ]
         with self._transaction() as db:
-            for (kind, ident), obj in objects.items():
-                db.execute(
-                    "INSERT OR REPLACE INTO applied VALUES (?, ?, ?, ?, ?)",
-                    (kind, ident, owner, plugin_of.get((kind, ident), ""), json.dumps(codec.to_plain(obj))),
-                )
+            db.executemany("INSERT OR REPLACE INTO applied VALUES (?, ?, ?, ?, ?)", rows)
 
     def forget(self, keys: Iterable[Key]) -> None:
         """These objects are gone."""
         with self._transaction() as db:
             db.executemany("DELETE FROM applied WHERE kind = ? AND ident = ?", list(keys))
+
+    # -- what slivers looked like when the kernel last matched ----------------------------------------------------
+
+    def realised(self) -> dict[str, Sliver]:
+        """Owner → the sliver as it was when its hooks were last called."""
+        return {owner: codec.from_plain(Sliver, json.loads(text)) for owner, text in self._rows("SELECT * FROM realised")}
+
+    def set_realised(self, owner: str, sliver: Sliver | None) -> None:
+        """Remember the sliver; None forgets it."""
+        with self._transaction() as db:
+            if sliver is None:
+                db.execute("DELETE FROM realised WHERE owner = ?", (owner,))
+            else:
+                db.execute("INSERT OR REPLACE INTO realised VALUES (?, ?)", (owner, json.dumps(codec.to_plain(sliver))))

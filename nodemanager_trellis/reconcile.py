@@ -153,6 +153,25 @@ class Reconciler:
         self._tidy(desired, report)
         return report
 
+    def purge(self) -> Report:
+        """Take away everything of ours, the node's own objects included."""
+        report = Report()
+        realised = self._store.realised()
+        for _ in range(ROUNDS):
+            owners = {key: entry.owner for key, entry in self._store.applied().items()}
+            picture = _Picture({}, self._kernel.read(), owners, [])
+            todo = picture.plan()
+            if not todo:
+                break
+            report.plan = report.plan or todo
+            report.rounds += 1
+            report.failures = []
+            # Slivers first: the node's objects carry their links.
+            for part in sorted(todo.owners, key=lambda p: p.owner == plan.NODE):
+                self._apply(Plan((part,)), picture, {}, realised, Node(0, "", ""), report, lambda name, what: None)
+        self._tidy(Desired(0, Node(0, "", "")), report)
+        return report
+
     def _apply(
         self,
         todo: Plan,

@@ -75,6 +75,8 @@ class Underlay:
 
     lab: str
     nodes: tuple[str, ...]
+    hold: tuple[int, ...] = ()
+    """file descriptors (a lock) that the commands we run keep open: who waits for the lock waits for them too"""
 
     def namespaces(self) -> list[str]:
         """Names of all its namespaces."""
@@ -101,7 +103,12 @@ class Underlay:
         for name, number in inodes.items():
             if number is not None and owned.get(name) != number:
                 raise NotOurs(f"a network namespace called {name} exists already; it is not this lab's")
-        _batch([], [f"netns add {name}" for name, number in inodes.items() if number is None], "the namespaces")
+        _batch(
+            [],
+            [f"netns add {name}" for name, number in inodes.items() if number is None],
+            "the namespaces",
+            hold=self.hold,
+        )
         made({name: number for name in self.namespaces() if (number := inode(name)) is not None})
         self._ensure_bridge()
         self._ensure_nodes()
@@ -125,7 +132,7 @@ class Underlay:
                 ]
             lines.append(f"link set {port} master {BRIDGE} up")
         lines += [f"addr replace {PLC_ADDRESS}/{PREFIX_LENGTH} dev {BRIDGE}", f"link set {BRIDGE} up", "link set lo up"]
-        _batch(inside(here, []), lines, f"the bridge of {here}")
+        _batch(inside(here, []), lines, f"the bridge of {here}", hold=self.hold)
         # bridge-nf-call-* is per namespace and 1 in every new one; it would send bridged frames through iptables.
         script = 'for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$f" ] || echo 0 >"$f"; done'
         _run(inside(here, ["sh", "-c", script]), "", f"bridge-nf-call of {here}")
@@ -148,6 +155,7 @@ class Underlay:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                pass_fds=self.hold,
             )
             running.append((node, child, "\n".join(lines) + "\n"))
         failures = [(node, said) for node, child, text in running if (said := _finish(child, text))]
@@ -200,16 +208,21 @@ def _devices(netns: str) -> set[str]:
 
 
 def _batch(
-    prefix: Sequence[str], lines: Sequence[str], what: str, operation: str = "create", go_on: bool = False
+    prefix: Sequence[str],
+    lines: Sequence[str],
+    what: str,
+    operation: str = "create",
+    go_on: bool = False,
+    hold: tuple[int, ...] = (),
 ) -> None:
     if lines:
         command = [*prefix, "ip", *(["-force"] if go_on else []), "-batch", "-"]
-        _run(command, "\n".join(lines) + "\n", what, operation)
+        _run(command, "\n".join(lines) + "\n", what, operation, hold)
 
 
-def _run(command: Sequence[str], text: str, what: str, operation: str = "create") -> str:
+def _run(command: Sequence[str], text: str, what: str, operation: str = "create", hold: tuple[int, ...] = ()) -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, pass_fds=hold)
     except OSError as err:
         raise SubstrateError(what, operation, err.errno or 0, f"cannot run {command[0]}") from err
     if done.returncode:

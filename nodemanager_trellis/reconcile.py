@@ -231,10 +231,18 @@ class Reconciler:
     def _remove(self, steps: Sequence[Step]) -> dict[Key, str]:
         """Take away what it can; returns what it could not, with the reason."""
         failed: dict[Key, str] = {}
+        standing: dict[Key, str] = {}
         for _, run in groupby(steps, key=lambda s: s.object.kind):
-            objects = [s.object for s in run]
+            objects = []
+            for obj in (s.object for s in run):
+                if obj.key in standing:
+                    failed[obj.key] = f"{obj.title} not taken away: {standing[obj.key]} still stands on it"
+                    standing.update(dict.fromkeys(obj.needs, obj.title))
+                else:
+                    objects.append(obj)
             for obj, err in self._each(objects, self._kernel.absent):
                 failed[obj.key] = str(err)
+                standing.update(dict.fromkeys(obj.needs, obj.title))
                 log.error("removal failed", extra={"object": obj.title, "error": str(err)})
         return failed
 

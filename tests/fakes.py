@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from nodemanager_trellis.errors import SubstrateError
 from nodemanager_trellis.hooks import CompletedRun
 from nodemanager_trellis.objects import KernelObject, Key
-from nodemanager_trellis.plan import before
 
 
 class FakeKernel:
@@ -38,7 +37,7 @@ class FakeKernel:
         for obj in objects:
             if obj.key in self.fail_absent:
                 raise SubstrateError(obj.title, "delete", 16)
-            users = [o.title for o in self.objects.values() if obj.key in before(o) and o.key != obj.key]
+            users = [o.title for o in self.objects.values() if obj.key in o.needs and o.key != obj.key]
             assert not users, f"{obj.title} was taken away under {users}"
             self.objects.pop(obj.key, None)
             self.calls.append(("absent", obj.key))

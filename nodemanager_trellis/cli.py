@@ -19,7 +19,10 @@ from nodemanager_trellis.errors import InvalidInput, TrellisError
 def _table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     """Columns of text, left aligned, two blanks apart."""
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    lines = [
+        "  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
     return "\n".join(lines)
 
 
@@ -64,7 +67,13 @@ def _plan(args: argparse.Namespace) -> int:
         plan = Reconciler(kernel, registry, store).plan(desired)
     if args.json:
         steps = [
-            {"owner": part.owner, "action": s.action.value, "kind": s.object.kind, "object": codec.to_plain(s.object), "reason": s.reason}
+            {
+                "owner": part.owner,
+                "action": s.action.value,
+                "kind": s.object.kind,
+                "object": codec.to_plain(s.object),
+                "reason": s.reason,
+            }
             for part in plan.owners
             for s in part.steps
         ]
@@ -106,7 +115,18 @@ def _exec(args: argparse.Namespace) -> int:
     lxcpath = str(settings_of(conf).slivers_dir)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     name = names.sliver_id(conf.instance, sliver.slice_id)
-    argv = ["lxc-attach", "-P", lxcpath, "-n", name, "--clear-env", "-v", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "-v", "HOME=/root"]
+    argv = [
+        "lxc-attach",
+        "-P",
+        lxcpath,
+        "-n",
+        name,
+        "--clear-env",
+        "-v",
+        "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        "-v",
+        "HOME=/root",
+    ]
     os.execvp(argv[0], [*argv, "--", *(command or ["/bin/bash"])])
 
 
@@ -126,11 +146,15 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         if with_config:
-            sub.add_argument("-f", "--config", default=config.DEFAULT_PATH, help="node's configuration (default: %(default)s)")
+            sub.add_argument(
+                "-f", "--config", default=config.DEFAULT_PATH, help="node's configuration (default: %(default)s)"
+            )
         return sub
 
     command("status", _status, "what runs on this node").add_argument("--json", action="store_true")
-    command("plan", _plan, "what the node manager would do next, with reasons").add_argument("--json", action="store_true")
+    command("plan", _plan, "what the node manager would do next, with reasons").add_argument(
+        "--json", action="store_true"
+    )
     check = command("check", _check, "check a GetSlivers answer (JSON) with the daemon's own code", with_config=False)
     check.add_argument("file")
     check.add_argument("--json", action="store_true")

@@ -1,6 +1,6 @@
 """``trellis-nm``: asks PLC, keeps the kernel in line, waits for changes. Can die at any moment without harm.
 
-Threads: *main* handles signals; *plc* polls; *reconcile* is the only one that changes the kernel; *watch* listens to it.
+Threads: *main* reconciles and is the only one that changes the kernel; *plc* polls; *watch* listens to the kernel.
 """
 
 from __future__ import annotations
@@ -146,7 +146,11 @@ class NodeManager:
                 trouble += 1
                 pause = min(RETRY_MOST_S, 2 ** min(trouble, 6) / 2) * random.uniform(0.5, 1)
                 level = logging.WARNING if trouble == 1 else logging.DEBUG
-                log.log(level, "PLC not usable, going on with the last good answer", extra={"error": str(err), "retry_s": round(pause, 1)})
+                log.log(
+                    level,
+                    "PLC not usable, going on with the last good answer",
+                    extra={"error": str(err), "retry_s": round(pause, 1)},
+                )
                 self._sleep(pause)
 
     def accept(self, answer: Any) -> None:
@@ -164,12 +168,20 @@ class NodeManager:
         )
         desired = self._with_facts(desired)
         # Every comparison by what matters: the timestamp moves with each answer.
-        same = before is not None and dataclasses.replace(self._store.numbered(desired), timestamp=before.timestamp) == before
+        same = (
+            before is not None
+            and dataclasses.replace(self._store.numbered(desired), timestamp=before.timestamp) == before
+        )
         if not same:
             for problem in desired.problems:
                 log.warning(
                     "input refused",
-                    extra={"slice": problem.slice, "path": problem.path, "error": problem.message, "kept": problem.kept},
+                    extra={
+                        "slice": problem.slice,
+                        "path": problem.path,
+                        "error": problem.message,
+                        "kept": problem.kept,
+                    },
                 )
             self._store.set_value("answer", answer)
             self._store.set_desired(self._store.numbered(desired))
@@ -223,7 +235,9 @@ class NodeManager:
         self._revision += 1
         if report.plan:
             took_ms = round((time.monotonic() - started) * 1000)
-            log.info("reconciled", extra={"slivers": len(live.slivers), "took_ms": took_ms, "failures": len(report.failures)})
+            log.info(
+                "reconciled", extra={"slivers": len(live.slivers), "took_ms": took_ms, "failures": len(report.failures)}
+            )
         self._kernel.refresh_neighbours()
         write_atomically(self._run_dir / "status.json", json.dumps(self._status(live, report), indent=1))
         if self._revision == 1:
@@ -237,7 +251,11 @@ class NodeManager:
             "timestamp": desired.timestamp,
             "revision": self._revision,
             "pid": os.getpid(),
-            "node": {"node_id": desired.node.node_id, "hostname": desired.node.hostname, "address": desired.node.address},
+            "node": {
+                "node_id": desired.node.node_id,
+                "hostname": desired.node.hostname,
+                "address": desired.node.address,
+            },
             "slivers": {s.name: self._sliver_status(s, desired, report) for s in desired.slivers},
             "problems": [dataclasses.asdict(p) for p in desired.problems if not p.slice]
             + [{"path": "", "message": text, "slice": "", "kept": ""} for text in report.trouble(None)],
@@ -245,7 +263,11 @@ class NodeManager:
 
     def _sliver_status(self, sliver: Sliver, desired: Desired, report: Report) -> dict[str, Any]:
         trouble = report.trouble(sliver)
-        problems = [f"{p.path}: {p.message}" + (f" (kept: {p.kept})" if p.kept else "") for p in desired.problems if p.slice == sliver.name]
+        problems = [
+            f"{p.path}: {p.message}" + (f" (kept: {p.kept})" if p.kept else "")
+            for p in desired.problems
+            if p.slice == sliver.name
+        ]
         states = {Presence.RUN: "running", Presence.STOP: "stopped", Presence.LEAVE: "left"}
         return {
             "state": "degraded" if trouble else states[sliver.presence],
@@ -306,7 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``trellis-nm``; returns its exit status."""
     parser = argparse.ArgumentParser(prog="trellis-nm", description="Node manager of a Trellis testbed.")
     parser.add_argument("-f", "--config", default=config.DEFAULT_PATH, help="configuration file (default: %(default)s)")
-    parser.add_argument("--purge", action="store_true", help="remove every sliver and everything else of ours, then end")
+    parser.add_argument(
+        "--purge", action="store_true", help="remove every sliver and everything else of ours, then end"
+    )
     parser.add_argument("--version", action="version", version=f"trellis-nm {__version__}")
     args = parser.parse_args(argv)
     try:
@@ -318,7 +342,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trellis-nm: {err}", file=sys.stderr)
         return 1
     try:
-        with contextlib.closing(Store(conf.store_path)) as store, contextlib.closing(LinuxKernel(settings_of(conf))) as kernel:
+        with (
+            contextlib.closing(Store(conf.store_path)) as store,
+            contextlib.closing(LinuxKernel(settings_of(conf))) as kernel,
+        ):
             drop_in = pathlib.Path(conf.plugin_dir)
             manager = NodeManager(conf, kernel, store, hooks.load(conf.disabled_plugins, drop_in))
             if args.purge:

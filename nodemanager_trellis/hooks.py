@@ -39,7 +39,9 @@ class CompletedRun:
 class Host(Protocol):
     """What side work may do to a running sliver."""
 
-    def run(self, sliver: Sliver, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 10) -> CompletedRun:
+    def run(
+        self, sliver: Sliver, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 10
+    ) -> CompletedRun:
         """Run a command as root inside the sliver, in its namespaces and with its limits."""
 
 

@@ -1,6 +1,6 @@
 """Logs are events with fields: ``log.info("link up", extra={"slice": "x_y", "link": "n2"})``.
 
-The message is a constant, the data are fields. Nothing from the wire is printed unescaped or longer than 200 characters.
+The message is a constant, the data are fields. Nothing from the wire is printed unescaped or beyond 200 characters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ def clip(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "…"
-    return text if text and text.isprintable() and not any(c in text for c in ' "=') else json.dumps(text, ensure_ascii=False)
+    return (
+        text
+        if text and text.isprintable() and not any(c in text for c in ' "=')
+        else json.dumps(text, ensure_ascii=False)
+    )
 
 
 class EventFormatter(logging.Formatter):

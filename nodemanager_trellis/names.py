@@ -47,13 +47,13 @@ def altname(slice_name: str, link: str) -> str:
 
 
 def vini_ifname(key: int, remote_node_id: int) -> str:
-    """Name of the sliver's end of a VINI link: ``a<KEY>if<INDEX>`` (vsys script setup-link); hashed if longer than 15."""
+    """Sliver's end of a VINI link: ``a<KEY>if<INDEX>`` (vsys script setup-link); hashed if longer than 15."""
     name = f"a{key}if{remote_node_id}"
     return name if len(name) <= IFNAMSIZ else f"a{_short(name, 6)}if{remote_node_id}"[:IFNAMSIZ]
 
 
 def link_mac(slice_id: int, node_id: int, link: str) -> str:
-    """MAC address of the sliver's end: locally administered, unicast, 40 bits of a hash; the same after every restart."""
+    """MAC address of the sliver's end: locally administered, unicast, 40 bits of a hash; the same every time."""
     digest = hashlib.sha256(f"mac/{slice_id}/{node_id}/{link}".encode()).digest()
     return ":".join(f"{b:02x}" for b in (0x02, *digest[:5]))
 

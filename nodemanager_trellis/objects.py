@@ -1,4 +1,4 @@
-"""What the kernel must hold: frozen values, the words of ``ip`` and ``tc``. Plugins return these; the substrate makes them.
+"""What the kernel must hold: frozen values, the words of ``ip`` and ``tc``. Plugins want, the substrate makes them.
 
 Each has a ``key`` (kind, ident), unique on a node, and the keys it ``needs``. An object that nobody wants any more is
 taken away in reverse order. ``wanted == read()`` holds for each after ``ensure`` (style: the trio of convention 4).
@@ -33,7 +33,7 @@ class KernelObject(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Underlay:
-    """The node's side of all tunnels: XDP strip and tc deliver on the underlay device, their maps, sysctls (DESIGN §5)."""
+    """The node's side of all tunnels: XDP strip and tc deliver on the underlay device, their maps, sysctls."""
 
     kind: ClassVar[str] = "underlay"
     device: str
@@ -264,7 +264,7 @@ class Shortbridge:
 
     @property
     def needs(self) -> tuple[Key, ...]:
-        shaped = ((("class", f"{self.device}/{self.minor:x}"),) if self.minor else ())
+        shaped = (("class", f"{self.device}/{self.minor:x}"),) if self.minor else ()
         return (("veth", self.ifname), ("tunnel", self.tunnel), *shaped)
 
     @property
@@ -316,6 +316,18 @@ class Running:
 
 KINDS: dict[str, type] = {
     c.kind: c
-    for c in (Underlay, HtbRoot, HtbClass, NamespacePair, Container, SliverFile, Veth, EgreTunnel, Shortbridge, LinkUp, Running)
+    for c in (
+        Underlay,
+        HtbRoot,
+        HtbClass,
+        NamespacePair,
+        Container,
+        SliverFile,
+        Veth,
+        EgreTunnel,
+        Shortbridge,
+        LinkUp,
+        Running,
+    )
 }
 """kind → class, for reading stored objects back"""

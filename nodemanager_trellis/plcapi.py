@@ -32,7 +32,7 @@ FAULT_AUTH = 103
 def node_hmac(key: str, *args: Any) -> str:
     """Hex HMAC-SHA1 with the node key over the canonical text of a call's arguments (PLC/Auth.py; planetlab.md §1.7).
 
-    The text is ``[`` + all argument strings, sorted and joined + ``]``; lists are flattened, of structs only the values count.
+    The text is ``[`` + all argument strings, sorted and joined + ``]``; lists are flattened, of structs the values count.
     """
 
     def texts(value: Any) -> list[str]:
@@ -72,7 +72,10 @@ class PlcClient:
         """
         try:
             answer = self._authenticated(
-                "WaitForChange", revision, self._config.long_poll_s, timeout_s=self._config.long_poll_s + self._config.plc_timeout_s
+                "WaitForChange",
+                revision,
+                self._config.long_poll_s,
+                timeout_s=self._config.long_poll_s + self._config.plc_timeout_s,
             )
         except PlcError as err:
             if err.code == FAULT_NO_METHOD:

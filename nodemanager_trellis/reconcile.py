@@ -92,7 +92,9 @@ class _Picture:
 class Reconciler:
     """Brings the kernel in line with a :class:`Desired`."""
 
-    def __init__(self, kernel: Kernel, registry: Registry, store: Store, *, parallel: int = 4, hook_timeout_s: float = 60):
+    def __init__(
+        self, kernel: Kernel, registry: Registry, store: Store, *, parallel: int = 4, hook_timeout_s: float = 60
+    ):
         self._kernel = kernel
         self._registry = registry
         self._store = store
@@ -263,7 +265,9 @@ class Reconciler:
                 if missing is None:
                     batch.append(step)
                 else:
-                    failed[step.object.key] = f"{step.object.title} not made: it needs {' '.join(missing)}, which failed"
+                    failed[step.object.key] = (
+                        f"{step.object.title} not made: it needs {' '.join(missing)}, which failed"
+                    )
             errors = {
                 obj.key: err
                 for obj, err in self._each([s.object for s in batch], lambda objs: self._kernel.ensure(objs, actual))
@@ -274,7 +278,9 @@ class Reconciler:
                     done.append(step)
                     continue
                 failed[step.object.key] = str(err)
-                log.error("step failed", extra={"object": step.object.title, "step": step.action.value, "error": str(err)})
+                log.error(
+                    "step failed", extra={"object": step.object.title, "step": step.action.value, "error": str(err)}
+                )
                 self._put_back(step)
         if failed:
             self._undo(done, wanted, failed)
@@ -343,7 +349,10 @@ class Reconciler:
             args = (old, sliver, node, host) if old is not None else (sliver, node, host)
             failure = self._bounded(hook, args)
             if failure is not None:
-                log.error("plugin failed", extra={"plugin": plugin.name, "hook": event, "slice": sliver.name, "error": failure})
+                log.error(
+                    "plugin failed",
+                    extra={"plugin": plugin.name, "hook": event, "slice": sliver.name, "error": failure},
+                )
                 report.plugin_failures.append(Failure(plugin.name, event, failure, sliver.name))
 
     def _bounded(self, hook: Callable[..., None], args: tuple) -> str | None:
@@ -404,5 +413,7 @@ class _SliverHost(Host):
         self._kernel = kernel
         self._node = node
 
-    def run(self, sliver: Sliver, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 10) -> CompletedRun:
+    def run(
+        self, sliver: Sliver, argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 10
+    ) -> CompletedRun:
         return self._kernel.run(names.sliver_id(self._node.instance, sliver.slice_id), argv, stdin, timeout_s)

@@ -30,7 +30,9 @@ class Reverter:
     def __enter__(self) -> Reverter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         while self._undos:
             undo, args = self._undos.pop()
             try:

@@ -142,7 +142,8 @@ class Store:
                     sliver,
                     number=numbers[str(sliver.slice_id)],
                     links=tuple(
-                        dataclasses.replace(link, number=numbers[f"{sliver.slice_id}/{link.name}"]) for link in sliver.links
+                        dataclasses.replace(link, number=numbers[f"{sliver.slice_id}/{link.name}"])
+                        for link in sliver.links
                     ),
                 )
                 for sliver in desired.slivers
@@ -190,7 +191,7 @@ class Store:
         return found
 
     def record(self, wanted: Mapping[str, Mapping[Key, KernelObject]], plugin_of: Mapping[Key, str]) -> None:
-        """Put on record what each owner wants; called *before* the kernel is touched, so that a crash leaves no orphan."""
+        """Put on record what each owner wants; called *before* the kernel is touched: a crash leaves no orphan."""
         rows = [
             (kind, ident, owner, plugin_of.get((kind, ident), ""), json.dumps(codec.to_plain(obj)))
             for owner, objects in wanted.items()
@@ -208,7 +209,9 @@ class Store:
 
     def realised(self) -> dict[str, Sliver]:
         """Owner → the sliver as it was when its hooks were last called."""
-        return {owner: codec.from_plain(Sliver, json.loads(text)) for owner, text in self._rows("SELECT * FROM realised")}
+        return {
+            owner: codec.from_plain(Sliver, json.loads(text)) for owner, text in self._rows("SELECT * FROM realised")
+        }
 
     def set_realised(self, owner: str, sliver: Sliver | None) -> None:
         """Remember the sliver; None forgets it."""

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 EGRE_OVERHEAD_BYTES = 42
-"""What a virtual link adds to an inner Ethernet frame: outer Ethernet 14 + IPv4 20 + GRE 4 + key 4 (RFC 2784, RFC 2890)."""
+"""What a link adds to an inner Ethernet frame: outer Ethernet 14 + IPv4 20 + GRE 4 + key 4 (RFC 2784, RFC 2890)."""
 
 MAX_RATE_BPS = 10**12
 """1 Tbit/s; a larger rate is a slip of the pen."""

@@ -20,7 +20,7 @@ def uid_base(sliver: Sliver) -> int:
 
 
 class Hosts(Plugin):
-    """A virtual host is a user namespace, a net namespace owned by it, and an unprivileged container that joins both."""
+    """A virtual host: a user namespace, a net namespace owned by it, and an unprivileged container that joins both."""
 
     name = "hosts"
     priority = 10

@@ -14,12 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from nodemanager_trellis.errors import InvalidInput, SubstrateError
 from nodemanager_trellis.hooks import CompletedRun
 from nodemanager_trellis.objects import KernelObject, Key
-from nodemanager_trellis.substrate import Driver
-from nodemanager_trellis.substrate.cgroups import Cgroups
+from nodemanager_trellis.substrate import Driver, lxc
 from nodemanager_trellis.substrate.egre import Egre
-from nodemanager_trellis.substrate.files import FileDriver
 from nodemanager_trellis.substrate.links import LinkUpDriver, VethDriver
-from nodemanager_trellis.substrate.lxc import ContainerDriver, Lxc, RunningDriver
 from nodemanager_trellis.substrate.netlink import Netlink
 from nodemanager_trellis.substrate.pairs import PairDriver, PairHelper
 from nodemanager_trellis.substrate.settings import Settings
@@ -40,7 +37,8 @@ class LinuxKernel:
         self._gate = threading.RLock()
         self._stack = contextlib.ExitStack()
         helper = self._stack.enter_context(contextlib.closing(PairHelper(settings)))
-        self._lxc = self._stack.enter_context(contextlib.closing(Lxc(settings)))
+        self._lxc, containers, running, files = lxc.drivers(settings, helper)
+        self._stack.callback(self._lxc.close)
         self._netlink = self._stack.enter_context(contextlib.closing(Netlink(settings.link_group)))
         self._macs: dict[str, str] = {}
         self._egre = Egre(settings, self._netlink, self._macs.get)
@@ -51,12 +49,7 @@ class LinuxKernel:
             VethDriver(settings, self._netlink),
             LinkUpDriver(settings, self._netlink),
         ]
-        hosts: list[Driver] = [
-            PairDriver(settings, helper, Cgroups(settings)),
-            ContainerDriver(settings, self._lxc),
-            RunningDriver(settings, self._lxc),
-            FileDriver(settings),
-        ]
+        hosts: list[Driver] = [PairDriver(settings, helper), containers, running, files]
         self._network = {driver.kind for driver in network}
         self._drivers = {driver.kind: driver for driver in (*network, *hosts)}
 
@@ -116,7 +109,9 @@ class LinuxKernel:
         with self._gate:
             link = self._netlink.link(device) if device else self._netlink.address_owner(address)
         if link is None:
-            raise InvalidInput(f"no device {device}" if device else f"no device of this node holds its primary address {address}")
+            raise InvalidInput(
+                f"no device {device}" if device else f"no device of this node holds its primary address {address}"
+            )
         return link.ifname, link.mtu
 
     def refresh_neighbours(self) -> None:

@@ -30,7 +30,9 @@ def slivers(draw):
         )  # fmt: skip
         presence = draw(st.sampled_from([Presence.RUN, Presence.RUN, Presence.STOP]))
         limits = Limits(net_max_bps=draw(st.sampled_from([None, 10**7])))
-        found.append(Sliver(f"a_s{slice_id}", slice_id, presence, "plc-instantiated", 2**31 - 1, links=links, limits=limits))
+        found.append(
+            Sliver(f"a_s{slice_id}", slice_id, presence, "plc-instantiated", 2**31 - 1, links=links, limits=limits)
+        )
     return tuple(found)
 
 
@@ -70,7 +72,9 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def run_with_failures(self, data):
         keys = sorted(self.kernel.objects) or [("pair", "t.1")]
-        self.kernel.fail = set(data.draw(st.lists(st.sampled_from([*keys, ("container", "t.2"), ("pair", "t.3")]), max_size=3)))
+        self.kernel.fail = set(
+            data.draw(st.lists(st.sampled_from([*keys, ("container", "t.2"), ("pair", "t.3")]), max_size=3))
+        )
         self.kernel.fail_absent = set(data.draw(st.lists(st.sampled_from(keys), max_size=2)))
         self.run_once()
         self.kernel.fail, self.kernel.fail_absent = set(), set()

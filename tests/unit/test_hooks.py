@@ -91,7 +91,9 @@ def test_drop_in_directory_is_loaded_and_bad_files_are_skipped(tmp_path, caplog)
     )
     (tmp_path / "bad.py").write_text("import no_such_module_anywhere")
     (tmp_path / "nameless.py").write_text("from nodemanager_trellis.hooks import Plugin\nclass P(Plugin): pass\n")
-    (tmp_path / "twice.py").write_text("from nodemanager_trellis.hooks import Plugin\nclass P(Plugin): name = 'hosts'\n")
+    (tmp_path / "twice.py").write_text(
+        "from nodemanager_trellis.hooks import Plugin\nclass P(Plugin): name = 'hosts'\n"
+    )
 
     with caplog.at_level(logging.WARNING):
         registry = hooks.load(disabled=["shaping"], drop_in=tmp_path)

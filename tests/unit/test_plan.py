@@ -11,6 +11,7 @@ from nodemanager_trellis.plan import Action
 PAIR = NamespacePair("t.1", 100_000)
 BOX = Container("t.1", "a_b", 100_000)
 RUN = Running("t.1", after=(("file", "t.1/keys"),))
+VETH = Veth("v", "p", "e", "02:00:00:00:00:01", 1458)
 FILE = SliverFile("t.1", "keys", "one\n")
 
 
@@ -63,8 +64,7 @@ def test_change_names_what_differs_in_units_of_the_field():
     [
         (FILE, dataclasses.replace(FILE, content="two\n"), "other content"),
         (FILE, dataclasses.replace(FILE, content="three\n"), "content 4 → 6 characters"),
-        (Veth("v", "p", "e", "02:00:00:00:00:01", 1458), Veth("v", "p", "e", "02:00:00:00:00:01", 1458, ("1.1.1.1/30",)),
-         "addresses none → 1.1.1.1/30"),
+        (VETH, dataclasses.replace(VETH, addresses=("1.1.1.1/30",)), "addresses none → 1.1.1.1/30"),
         (PAIR, BOX, "→"),
     ],
 )  # fmt: skip

@@ -166,7 +166,7 @@ def test_long_poll_answers_a_revision_or_that_there_is_none(client, server):
 
 def test_unreachable_plc_and_missing_ca_are_told(tmp_path):
     """No server there, or no CA file: the error names the URL or the file."""
-    with pytest.raises(PlcError, match="cannot ask PLC at http://127.0.0.1:9/") as caught:
+    with pytest.raises(PlcError, match=r"cannot ask PLC at http://127\.0\.0\.1:9/") as caught:
         PlcClient(Config("http://127.0.0.1:9/", 1, "k", state_dir=str(tmp_path))).slivers()
     assert caught.value.retry
     with pytest.raises(PlcError, match="no-such-ca"):

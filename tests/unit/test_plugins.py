@@ -11,10 +11,13 @@ from nodemanager_trellis.plan import in_order
 from nodemanager_trellis.plugins import shaping
 
 NODE = Node(1, "node1.kans.test", "198.51.100.14", instance="kans", underlay="u0", mtu=1500)
-LINK = VirtualLink("n2", 10, 2, "198.51.100.16", "a10if2", ("192.168.2.9/30",), ("192.168.2.10",), 100_000_000, number=3)
+LINK = VirtualLink(
+    "n2", 10, 2, "198.51.100.16", "a10if2", ("192.168.2.9/30",), ("192.168.2.10",), 100_000_000, number=3
+)
 SLIVER = Sliver(
     "princeton_iias", 37, Presence.RUN, "plc-instantiated", 2_000_000_000, keys=("ssh-rsa AAAA a@b",),
-    initscript="#!/bin/sh\n", limits=Limits(net_min_bps=1_000_000, net_max_bps=100_000_000, net_share=2), links=(LINK,), number=2,
+    initscript="#!/bin/sh\n", limits=Limits(net_min_bps=1_000_000, net_max_bps=100_000_000, net_share=2),
+    links=(LINK,), number=2,
 )  # fmt: skip
 
 
@@ -40,7 +43,8 @@ def test_running_sliver_wants_one_of_each(registry):
     kinds = {kind: len(found) for kind, found in objects(registry).items()}
 
     assert {
-        "pair": 1, "container": 1, "running": 1, "veth": 1, "tunnel": 1, "shortbridge": 1, "linkup": 1, "class": 2, "file": 2,
+        "pair": 1, "container": 1, "running": 1, "veth": 1, "tunnel": 1, "shortbridge": 1, "linkup": 1, "class": 2,
+        "file": 2,
     } == kinds  # fmt: skip
 
 

@@ -237,7 +237,8 @@ def test_hooks_are_called_once_per_event(world):
     world.run()
 
     assert [
-        ("create", "site_s1"), ("start", "site_s1"), ("update", (), ("k",)), ("stop", "site_s1"), ("destroy", "site_s1"),
+        ("create", "site_s1"), ("start", "site_s1"), ("update", (), ("k",)), ("stop", "site_s1"),
+        ("destroy", "site_s1"),
     ] == recorder.calls  # fmt: skip
     assert ("t.1", ("true",)) in world.kernel.runs
 

@@ -282,7 +282,7 @@ def _keys(reading: _Reading, path: str, raw: Any, name: str, previous: Sliver | 
     if reading.broken(path, name, kept):
         return stays
     if raw is None:
-        reading.add(path, "member 'keys' is missing", name, kept)
+        reading.add(path, "missing: keys", name, kept)
         return stays
     keys: dict[str, None] = {}
     for i, item in enumerate(raw):
@@ -513,7 +513,7 @@ def _node(reading: _Reading, value: dict[str, Any], previous: Node | None, limit
     hostname = value.get("hostname")
     if reading.broken("$.hostname", "", previous.hostname if previous else "") or hostname is None:
         if hostname is None:
-            reading.add("$", "member 'hostname' is missing", "", previous.hostname if previous else "")
+            reading.add("$", "missing: hostname", "", previous.hostname if previous else "")
         hostname = previous.hostname if previous else ""
     groups: Iterable[str] = value.get("groups", [])
     if reading.broken("$.groups", "", "the last groups" if previous else ""):

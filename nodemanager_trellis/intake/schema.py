@@ -94,8 +94,7 @@ def _message(error: Any) -> str:
         got = kind(error.instance)
         return f"expected {' or '.join(_WORDS.get(w, w) for w in wanted)}, got {_WORDS.get(got, got)}"
     if error.validator == "required":
-        missing = next(name for name in error.validator_value if name not in error.instance)
-        return f"member {missing!r} is missing"
+        return f"missing: {', '.join(name for name in error.validator_value if name not in error.instance)}"
     if error.validator in ("minItems", "maxItems"):
         return f"expected {error.schema.get('title', 'a list')}, got {len(error.instance)} members"
     if "title" in error.schema:
@@ -114,4 +113,5 @@ def validate(name: str, value: Any) -> list[tuple[str, str]]:
         return [(err.path, err.message)]
     errors = list(_validator(name).iter_errors(value))
     errors.sort(key=lambda error: [(isinstance(part, str), part) for part in error.absolute_path])
-    return [(path_text(error.absolute_path), _message(error)) for error in errors]
+    # One error a missing member comes from the library, each with the same sentence here.
+    return list(dict.fromkeys((path_text(error.absolute_path), _message(error)) for error in errors))

@@ -32,7 +32,7 @@ FAULT_AUTH = 103
 def node_hmac(key: str, *args: Any) -> str:
     """Hex HMAC-SHA1 with the node key over the canonical text of a call's arguments (PLC/Auth.py; planetlab.md §1.7).
 
-    The text is ``[`` + all argument strings, sorted and joined + ``]``; lists are flattened, of structs the values count.
+    The text is ``[`` + all argument strings, sorted and joined + ``]``; lists are flattened, of structs values count.
     """
 
     def texts(value: Any) -> list[str]:

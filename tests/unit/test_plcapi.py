@@ -1,11 +1,9 @@
 """The PLC client against a server that answers what a real MyPLC answered."""
 
-import http.server
 import pathlib
-import threading
-from collections import deque
 
 import pytest
+from stub_plc import StubPlc
 
 from nodemanager_trellis import plcapi
 from nodemanager_trellis.config import Config
@@ -14,55 +12,18 @@ from nodemanager_trellis.intake import getslivers, xmlrpc
 from nodemanager_trellis.plcapi import PlcClient, node_hmac
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "plcapi"
-OK = "ok"
-
-
-class Server:
-    """Answers each call from a script of (status, body) and remembers the calls."""
-
-    def __init__(self):
-        self.answers = deque()
-        self.calls = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                params, method = xmlrpc.loads(body)
-                outer.calls.append((method, *params))
-                status, data = outer.answers.popleft()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args):
-                pass
-
-        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def will(self, *answers):
-        for answer in answers:
-            self.answers.append(answer if isinstance(answer, tuple) else (200, answer))
-
-    def close(self):
-        self.httpd.shutdown()
-        self.thread.join()
-        self.httpd.server_close()
 
 
 @pytest.fixture
 def server():
-    running = Server()
+    running = StubPlc()
     yield running
     running.close()
 
 
 @pytest.fixture
 def client(server, tmp_path):
-    url = f"http://127.0.0.1:{server.httpd.server_address[1]}/PLCAPI/"
+    url = f"http://127.0.0.1:{server.port}/PLCAPI/"
     return PlcClient(Config(url, 1, "nodekey", state_dir=str(tmp_path), plc_timeout_s=5, long_poll_s=1))
 
 

@@ -314,9 +314,7 @@ def _build_htb_class(
         [["TCA_KIND", "htb"], ["TCA_OPTIONS", {"attrs": [["TCA_HTB_PARMS", parms]]}]],
     )
     # pyroute2 < 0.8.1 does not know RATE64 and CEIL64 (types 6 and 7): put behind, into TCA_OPTIONS, which is the last.
-    return _appended(
-        data, struct.pack("=HHQHHQ", 12, 6, rate64, 12, 7, ceil64), into=HEADER.size + _TCMSG.size + 8
-    )
+    return _appended(data, struct.pack("=HHQHHQ", 12, 6, rate64, 12, 7, ceil64), into=HEADER.size + _TCMSG.size + 8)
 
 
 def _build_bfifo(index: int, handle: int, parent: int, limit: int) -> bytes:
@@ -412,7 +410,8 @@ _PUT = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
 _GONE = (errno.ENODEV, errno.ENOENT)
 
 
-def _mac_bytes(mac: str) -> bytes:
+def mac_bytes(mac: str) -> bytes:
+    """``02:…`` as 6 bytes; ValueError if it is none."""
     raw = bytes.fromhex(mac.replace(":", ""))
     if len(raw) != 6:
         raise ValueError(f"{mac!r} is not a MAC address")
@@ -439,8 +438,8 @@ def veth_add(
 
     :param mac: of the inner end; the root end gets ``root_mac`` or the same with another locally administered prefix
     """
-    raw = _mac_bytes(mac)
-    root = _mac_bytes(root_mac) if root_mac else bytes((raw[0] ^ 0x04, *raw[1:]))
+    raw = mac_bytes(mac)
+    root = mac_bytes(root_mac) if root_mac else bytes((raw[0] ^ 0x04, *raw[1:]))
     data = TEMPLATES["veth"].fill(RTM_NEWLINK, _NEW, ifname, inner, netns_fd, raw, root, mtu, group, gso_max)
     return Message(data, what or f"veth {ifname}", "create")
 
@@ -939,6 +938,22 @@ class Netlink:
             if failure.errno != errno.ENODEV:
                 raise SubstrateError(what or f"link {names[failure.place]}", "read", failure.errno, failure.detail)
         return {names[i]: parse_link(r) for i, r in replies.items() if r.type == RTM_NEWLINK}
+
+    def peers(self, links: Sequence[LinkInfo]) -> dict[str, LinkInfo]:
+        """Other ends of veths as they are now, each in its own netns, by the name of this end; one system call.
+
+        Read through the netns id, so no netns is entered: 10 us each.
+        """
+        links = [link for link in links if link.peer_ifindex and link.peer_netnsid >= 0]
+        requests = [
+            _request(
+                RTM_GETLINK,
+                _IFINFO.pack(0, 0, link.peer_ifindex, 0, 0),
+                _SKIP_STATS + _attr(46, _I32.pack(link.peer_netnsid)),
+            )
+            for link in links
+        ]
+        return self._links(requests, [link.ifname for link in links])
 
     def nsid(self, netns_fd: int) -> int:
         """Id that this netns has for the one of ``netns_fd`` (what LinkInfo.peer_netnsid shows); -1: none."""

@@ -125,7 +125,7 @@ def test_sysctls_are_those_of_the_threads_netns(node_netns):
     nl.write_sysctl("net.ipv4.ip_forward", 1)
     assert nl.read_sysctl("net.ipv4.ip_forward") == "1"
     assert nl.read_sysctl("net/ipv4/conf/lo/forwarding") == "1"
-    with pytest.raises(SubstrateError, match="no.such"):
+    with pytest.raises(SubstrateError, match=r"no\.such"):
         nl.write_sysctl("net.no.such", 1)
     with pytest.raises(ValueError, match="is not a sysctl"):
         nl.read_sysctl("net/../kernel/hostname")

@@ -367,6 +367,10 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_program__set_flags", number, [pointer, ctypes.c_uint32]),
         ("bpf_map__name", text, [pointer]),
         ("bpf_map__fd", number, [pointer]),
+        ("bpf_map__type", number, [pointer]),
+        ("bpf_map__key_size", ctypes.c_uint32, [pointer]),
+        ("bpf_map__value_size", ctypes.c_uint32, [pointer]),
+        ("bpf_map__max_entries", ctypes.c_uint32, [pointer]),
         ("bpf_map__is_internal", ctypes.c_bool, [pointer]),
         ("bpf_map__reuse_fd", number, [pointer, number]),
     ):
@@ -374,6 +378,10 @@ def _libbpf() -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     lib.libbpf_set_print(_listen)
     return lib
+
+
+class OtherLayout(SubstrateError):
+    """A map to be reused is not of the shape that the program wants. Nothing was loaded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -403,6 +411,7 @@ def load(path: pathlib.Path, reuse: Mapping[str, Map] | None = None) -> Loaded:
     """Load an object file; programs use the maps in ``reuse`` (by name) instead of new ones. Nothing is pinned.
 
     :raises Unsupported: file not built, or no libbpf
+    :raises OtherLayout: a map in ``reuse`` has another shape
     :raises SubstrateError: the kernel refused it; the detail ends with what the verifier said
     """
     content_hash(path)
@@ -417,7 +426,13 @@ def load(path: pathlib.Path, reuse: Mapping[str, Map] | None = None) -> Loaded:
             try:
                 for item in _each(lib.bpf_object__next_map, obj):
                     given = (reuse or {}).get(lib.bpf_map__name(item).decode())
-                    if given is not None and lib.bpf_map__reuse_fd(item, given.fd):
+                    if given is None:
+                        continue
+                    shape = (lib.bpf_map__type(item), lib.bpf_map__key_size(item), lib.bpf_map__value_size(item),
+                             lib.bpf_map__max_entries(item))  # fmt: skip
+                    if shape != given.shape:  # libbpf would take the map's own shape, whatever the program expects
+                        raise OtherLayout(f"BPF map {given.name}", "reuse", detail=f"{given.shape} is not {shape}")
+                    if lib.bpf_map__reuse_fd(item, given.fd):
                         raise SubstrateError(f"BPF map {given.name}", "reuse", ctypes.get_errno(), _tail())
                 if not frags:  # kernels before 5.18 know no multi-buffer XDP: plain frames only
                     for item in _each(lib.bpf_object__next_program, obj):

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nodemanager_trellis import names
-from nodemanager_trellis.errors import SubstrateError, TrellisError
+from nodemanager_trellis.errors import NotOurs, SubstrateError, TrellisError
 from nodemanager_trellis.objects import EgreTunnel, Key, Shortbridge, Underlay
 from nodemanager_trellis.substrate import bpf
 from nodemanager_trellis.substrate import netlink as nl
@@ -489,6 +489,8 @@ class UnderlayDriver:
         link = egre.netlink.link(underlay.device)
         if link is None:
             raise SubstrateError(underlay.title, "create", errno.ENODEV)
+        if link.xdp_prog_id and link.xdp_prog_id not in egre.program_ids(STRIP):
+            raise NotOurs(f"{underlay.device} has an XDP program that is not ours")
         bpf.ensure_bpffs(egre.directory)
         self._load(underlay)
         native = self._attach(link.ifindex, underlay.device)
@@ -519,12 +521,8 @@ class UnderlayDriver:
         old = egre.maps() or {}
         try:
             loaded = bpf.load(egre.file, old)
-        except SubstrateError:
-            if not old:
-                raise
+        except bpf.OtherLayout:
             loaded = bpf.load(egre.file)
-            if all(loaded.maps[name].shape == old[name].shape for name in MAPS):
-                raise
             log.warning("BPF maps have another layout now; all links are made anew", extra={"device": underlay.device})
             self._remove_all()
             bpf.ensure_bpffs(egre.directory)

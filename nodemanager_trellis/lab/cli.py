@@ -139,7 +139,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``lab`` to the commands of ``trellis``; each subcommand's ``run`` takes the arguments, returns the exit status."""
+    """Add ``lab`` to the commands of ``trellis``; ``args.run(args)`` returns the exit status."""
     top = subparsers.add_parser("lab", help=_TEXT, description=_TEXT)
     commands = top.add_subparsers(dest="lab_command", required=True, metavar="COMMAND")
 

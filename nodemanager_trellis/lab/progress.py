@@ -36,6 +36,11 @@ class Progress:
         self._print("\r" + line.ljust(len(self._shown)))
         self._shown = line
 
+    def stage(self, what: str, done: int, total: int) -> None:
+        """As :meth:`step`, on a terminal only: elsewhere the line that ends the stage says enough."""
+        if self._bar:
+            self.step(what, done, total)
+
     def clear(self) -> None:
         """The bar is gone, the cursor at the start of an empty line."""
         if self._bar and self._shown and not self._quiet:

@@ -9,7 +9,7 @@ from nodemanager_trellis.plc import rules
 from nodemanager_trellis.plc.calls import ALL_PERSONS, Arg, Context, Method, Registry
 from nodemanager_trellis.plc.classes import CLASSES, ObjectClass
 from nodemanager_trellis.plc.faults import denied, invalid
-from nodemanager_trellis.plc.filters import check_return_fields, compile_filter, filter_type
+from nodemanager_trellis.plc.filters import compile_filter, filter_type, return_fields
 from nodemanager_trellis.plc.members import set_members
 from nodemanager_trellis.plc.records import TAG_VALUE, Record, delete, insert, select, update
 from nodemanager_trellis.plc.tagtypes import ACCESSORS
@@ -101,7 +101,7 @@ def _get(cls: ObjectClass, rule: Rule) -> Method:
     argument = f"{cls.argument}_filter"
 
     def call(ctx: Context, wanted: Any = None, fields: list[str] | None = None) -> list[Record]:
-        names = check_return_fields(cls.name, fields, ctx.caller.is_admin)
+        names = return_fields(cls.name, fields, ctx.caller.is_admin)
         query = compile_filter(cls.name, argument, wanted)
         where = [*query.where, *rule.sees(ctx)]
         return select(ctx.connection, cls.name, where, names, query.order, query.limit, query.offset)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from nodemanager_trellis.plc.classes import CLASSES
 from nodemanager_trellis.plc.faults import invalid
-from nodemanager_trellis.plc.records import View, handles, view
+from nodemanager_trellis.plc.records import View, default_fields, handles, view
 from nodemanager_trellis.plc.types import STR, Array, Mixed, Type, array, either, struct
 
 _MODIFIERS = "~<>[]-&|"
@@ -142,12 +142,12 @@ def _list_condition(v: View, where: str, name: str, kind: Array, modifiers: str,
     return mine.where(item_column.in_(values)).exists()
 
 
-def check_return_fields(name: str, wanted: list[str] | None, privileged: bool) -> list[str] | None:
+def return_fields(name: str, wanted: list[str] | None, privileged: bool) -> list[str]:
     """The fields to return; an unknown one, or one the caller may not see, is a fault."""
     if wanted is None:
-        return None
+        return default_fields(name, privileged)
     v = view(name)
-    hidden = {f.name for f in CLASSES[name].fields if f.secret or (f.on_request and not privileged)}
+    hidden = {f.name for f in CLASSES[name].fields if f.secret or (f.admin and not privileged)}
     known = (set(v.columns) | set(v.lists)) - hidden
     unknown = [field for field in wanted if field not in known]
     if unknown:

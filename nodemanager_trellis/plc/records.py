@@ -48,7 +48,7 @@ class View:
         """Type of a field or accessor tag; None if there is none of that name."""
         field = self.cls.by_name.get(name)
         if field is not None:
-            return None if field.secret else field.type
+            return None if field.secret or field.admin else field.type
         return TAG_VALUE if name in self.columns else None
 
 
@@ -97,9 +97,9 @@ def _tag_column(cls: ObjectClass, table: sa.Table, tagname: str) -> Any:
     )
 
 
-def default_fields(name: str) -> list[str]:
-    """Fields of an answer when the caller names none."""
-    return [f.name for f in CLASSES[name].fields if not f.secret and not f.on_request]
+def default_fields(name: str, privileged: bool) -> list[str]:
+    """Fields of an answer when the caller names none; ``privileged`` callers are admins."""
+    return [f.name for f in CLASSES[name].fields if not (f.secret or f.on_request or (f.admin and not privileged))]
 
 
 def select(
@@ -113,7 +113,7 @@ def select(
 ) -> list[Record]:
     """Records of a class, in the order of their identifiers unless told otherwise."""
     v = view(name)
-    names = list(fields) if fields is not None else default_fields(name)
+    names = list(fields) if fields is not None else default_fields(name, False)
     scalars = [n for n in names if n in v.columns]
     wanted = [v.columns[n].label(f"f{i}") for i, n in enumerate(scalars)]
     query = sa.select(v.key.label("own_key"), *wanted).select_from(v.source).where(sa.true(), *where)

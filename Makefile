@@ -33,7 +33,7 @@ test-unit: setup ## tests without root
 	@$(PYTEST) tests/unit tests/property tests/plc tests/repo
 
 test-kernel: setup ## tests with the real kernel and real LXC, in namespaces of their own
-	@$(PYTEST) tests/kernel tests/container
+	@$(PYTEST) tests/kernel tests/container tests/node
 
 test-lab: setup ## whole labs: PLC, node managers, slivers
 	@$(PYTEST) tests/lab

@@ -1,0 +1,1 @@
+from conftest_node import node  # noqa: F401

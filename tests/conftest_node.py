@@ -21,7 +21,7 @@ from stub_plc import StubPlc
 from nodemanager_trellis.intake import xmlrpc
 from nodemanager_trellis.substrate.netns import run_in
 
-FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "plcapi"
+FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "plcapi"
 MANAGER = pathlib.Path(sys.executable).with_name("trellis-nm")
 
 

@@ -21,7 +21,6 @@ from nodemanager_trellis.substrate.netlink import Netlink
 from nodemanager_trellis.substrate.pairs import PairDriver, PairHelper
 from nodemanager_trellis.substrate.settings import Settings
 from nodemanager_trellis.substrate.tc import HtbClassDriver, HtbRootDriver
-from nodemanager_trellis.substrate.watch import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,8 @@ class LinuxKernel:
         self._egre = Egre(settings, self._netlink, self._macs.get)
         network: list[Driver] = [
             *self._egre.drivers,
-            HtbRootDriver(self._netlink),
-            HtbClassDriver(self._netlink),
+            HtbRootDriver(settings, self._netlink),
+            HtbClassDriver(settings, self._netlink),
             VethDriver(settings, self._netlink),
             LinkUpDriver(settings, self._netlink),
         ]
@@ -119,8 +118,10 @@ class LinuxKernel:
         with self._gate:
             self._egre.refresh_neighbours()
 
-    def watcher(self) -> Watcher:
+    def watcher(self):
         """Events of our devices, of neighbours and of the underlay."""
+        from nodemanager_trellis.substrate.watch import Watcher
+
         return Watcher(self._settings.link_group)
 
     def forget(self) -> None:

@@ -288,7 +288,7 @@ def _keys(reading: _Reading, path: str, raw: Any, name: str, previous: Sliver | 
     for i, item in enumerate(raw):
         if reading.broken(f"{path}[{i}]", name, "the other keys"):
             continue
-        line = item["key"].strip()
+        line = item["key"].strip(" \t\r\n")
         if _CONTROL.search(line):
             reading.add(f"{path}[{i}].key", "a key must be one line without control characters", name, "the other keys")
         elif line:
@@ -484,7 +484,7 @@ def _limits_off(slivers: list[Any], default_slice: str, previous: Node | None) -
 
 def _interface(reading: _Reading, value: dict[str, Any], previous: Node | None) -> tuple[str, int | None]:
     """Address and cap (bit/s) of the primary interface; before PLCAPI 5 the key was ``networks``."""
-    name = "interfaces" if "interfaces" in value else "networks"
+    name = "networks" if "networks" in value and "interfaces" not in value else "interfaces"
     path = f"$.{name}"
     old = (previous.address, previous.bwlimit_bps) if previous else ("", None)
     kept = f"address {old[0]}" if old[0] else ""
@@ -560,24 +560,25 @@ def _untangle(
         old = before.get((sliver.slice_id, link.name))
         return sliver.presence is Presence.LEAVE, old is None or pair(old) != pair(link), sliver.slice_id
 
-    owners: dict[tuple[str, int], Sliver] = {}
+    owners: dict[tuple[str, int], tuple[Sliver, str]] = {}
     kept: dict[tuple[int, str], VirtualLink] = {}
     losers: list[tuple[Sliver, VirtualLink]] = []
     for sliver, link in sorted(((s, link) for s in slivers for link in s.links), key=rank):
-        if owners.setdefault(pair(link), sliver) is sliver and (sliver.slice_id, link.name) not in kept:
+        if pair(link) not in owners:
+            owners[pair(link)] = (sliver, link.name)
             kept[sliver.slice_id, link.name] = link
         else:
             losers.append((sliver, link))
     for sliver, link in losers:
         name = (sliver.slice_id, link.name)
         old = before.get(name)
-        message = (
-            f"slices {owners[pair(link)].name} and {sliver.name} both want GRE key {link.key} to {link.remote_ip};"
-            f" {owners[pair(link)].name} has it"
-        )
+        owner, its_link = owners[pair(link)]
+        who = f"slices {owner.name} and {sliver.name}" if owner is not sliver else f"links {its_link} and {link.name}"
+        has_it = owner.name if owner is not sliver else its_link
+        message = f"{who} both want GRE key {link.key} to {link.remote_ip}; {has_it} has it"
         stays = ""
         if old is not None and pair(old) not in owners:
-            owners[pair(old)] = sliver
+            owners[pair(old)] = (sliver, old.name)
             kept[name] = old
             stays = f"GRE key {old.key} to {old.remote_ip}"
         reading.add(paths.get(name, "$.slivers"), message, sliver.name, stays)

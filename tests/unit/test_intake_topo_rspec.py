@@ -87,7 +87,7 @@ def test_literal_reads_python_2_and_json_words():
         ("[(1, 123456789012345678901)]", "cannot read"),
         ("[{1: 2}]", "cannot read"),
         ("[(1, '\N{SNOWMAN}' 'b')]", "',' is missing"),
-        ("__import__('os').system('true')", "cannot read \"__import__"),
+        ("__import__('os').system('true')", 'cannot read "__import__'),
         ("[(lambda: 1)()]", "cannot read 'lambda"),
         ("[x for x in (1,)]", "cannot read 'x for"),
         ("[" * 9 + "]" * 9, "nested deeper than 8"),

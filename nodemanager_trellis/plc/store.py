@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -136,6 +137,7 @@ class Store:
             sa.event.listen(self.engine, "connect", _sqlite_connect)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._writer = threading.RLock()
+        self._file = parsed.database if self.engine.dialect.name == "sqlite" else None
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -154,6 +156,7 @@ class Store:
     def create(self) -> bool:
         """The tables exist and are of our version; whether they were made just now."""
         try:
+            self._make_private()
             with self.write() as connection:
                 fresh = not sa.inspect(connection).has_table("plc_state")
                 if fresh:
@@ -163,8 +166,13 @@ class Store:
                 else:
                     self._migrate(connection)
                 return fresh
-        except SQLAlchemyError as err:
+        except (SQLAlchemyError, OSError) as err:
             raise InvalidInput(f"cannot use the database: {err}", "db") from err
+
+    def _make_private(self) -> None:
+        """A new SQLite file is its owner's only, for it holds node keys; the log beside it follows its mode."""
+        if self._file is not None:
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
     def _migrate(self, connection: Connection) -> None:
         """Bring an older database to our version, step by step, in the caller's transaction."""

@@ -166,7 +166,8 @@ print(json.dumps({chr(k): [v[1] - v[0], v[2]] for k, v in seen.items()}), flush=
 """
 UDP_SENDER = """
 import contextlib, socket, sys, time
-host, port, size, rate, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
+host, port, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+rate, seconds = float(sys.argv[4]), float(sys.argv[5])
 for i, priority in enumerate(sys.argv[6:]):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, int(priority, 0))
@@ -604,7 +605,8 @@ class Demo:
         low, high = (human_rate(f(rates.values())) for f in (min, max))
         text = (
             f"root in the sliver on {link.a} changed its qdiscs ({taken} of {len(tricks)} commands taken) and sent "
-            f"with {len(rates)} priorities, another class's among them: UDP {low} to {high} of {human_rate(theory)}; {tcp}"
+            f"with {len(rates)} priorities, another class's among them: UDP {low} to {high} of {human_rate(theory)}; "
+            f"{tcp}"
         )
         return text, {"udp_bps": {p: round(r) for p, r in rates.items()}, "tcp_bps": round(payload)}
 

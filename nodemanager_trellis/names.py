@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import re
 
 IFNAMSIZ = 15
 """Longest device name (include/uapi/linux/if.h: 16 with the final NUL)."""
@@ -28,7 +29,7 @@ def sliver_id(instance: str, slice_id: int) -> str:
 def slice_id_of(instance: str, name: str) -> int | None:
     """The inverse of :func:`sliver_id`; None when ``name`` is not one of this instance's."""
     prefix, _, number = name.rpartition(".")
-    return int(number) if prefix == instance and number.isascii() and number.isdigit() else None
+    return int(number) if prefix == instance and re.fullmatch(r"[1-9][0-9]{0,9}", number, re.ASCII) else None
 
 
 def _short(text: str, length: int) -> str:

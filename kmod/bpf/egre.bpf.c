@@ -3,6 +3,7 @@
  * EGRE terminator and shortbridge (Trellis, Decisions 2 and 5).
  *
  *   trellis_strip	XDP on the underlay: takes the 42 outer bytes off
+ *   trellis_jumbo	the same for frames of several buffers
  *   trellis_deliver	tc ingress of the underlay: into the sliver
  *   trellis_encap	tc ingress of a link's root end: puts them on
  *
@@ -133,8 +134,7 @@ static __always_inline bool is_egre(__be16 proto, const struct iphdr *ip, const 
  * Multi-buffer frames (jumbo MTU) have their headers in the linear part, and
  * the lengths used here are those of the outer IPv4 header.
  */
-SEC("xdp.frags")
-int trellis_strip(struct xdp_md *ctx)
+static __always_inline int strip(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
@@ -202,6 +202,22 @@ int trellis_strip(struct xdp_md *ctx)
 no_room:
 	count_drop(stats, TRELLIS_DROP_RX_NO_ROOM);
 	return XDP_DROP;
+}
+
+SEC("xdp")
+int trellis_strip(struct xdp_md *ctx)
+{
+	return strip(ctx);
+}
+
+/*
+ * For an MTU that a frame buffer does not hold.  Not for all: generic XDP loses
+ * the metadata of a program that takes multi-buffer frames (seen on 6.18).
+ */
+SEC("xdp.frags")
+int trellis_jumbo(struct xdp_md *ctx)
+{
+	return strip(ctx);
 }
 
 SEC("tc")

@@ -125,7 +125,7 @@ class Plc:
 
     def note_contact(self, node_id: int, now: int) -> None:
         """The node's ``last_contact`` is ``now``; that is no change for anybody."""
-        with self.store.write() as connection:
+        with self.store.write(durable=False) as connection:
             nodes = tables["Node"]
             connection.execute(sa.update(nodes).where(nodes.c.node_id == node_id).values(last_contact=now))
 

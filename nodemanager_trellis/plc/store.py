@@ -118,9 +118,11 @@ class Store:
     """A database and its transactions.
 
     :param url: SQLAlchemy URL, e.g. ``sqlite:////var/lib/trellis-plc/plc.db``
+    :param durable: SQLite waits for the disk at each change. Without, a power failure may cost the last ones; the end
+        of the process, however sudden, costs nothing either way
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, durable: bool = True) -> None:
         try:
             parsed = sa.engine.make_url(url)
             options: dict[str, Any] = {}
@@ -137,6 +139,7 @@ class Store:
             sa.event.listen(self.engine, "connect", _sqlite_connect)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._writer = threading.RLock()
+        self._durable = durable
         self._file = parsed.database if self.engine.dialect.name == "sqlite" else None
 
     @contextlib.contextmanager
@@ -146,10 +149,11 @@ class Store:
             yield connection
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, durable: bool = True) -> Iterator[Connection]:
         """The one writing transaction; committed unless an exception leaves it."""
+        kind = "durable" if durable and self._durable else "quick"
         with self._writer, self.engine.connect() as connection:
-            connection = connection.execution_options(trellis_write=True)
+            connection = connection.execution_options(trellis_write=kind)
             with connection.begin():
                 yield connection
 
@@ -196,11 +200,12 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
 
 
 def _sqlite_begin(connection: Connection) -> None:
     """Writers take SQLite's lock at once, so that they wait for other processes instead of failing later."""
-    write = connection.get_execution_options().get("trellis_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    kind = connection.get_execution_options().get("trellis_write")
+    if kind:
+        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if kind == 'durable' else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if kind else "BEGIN")

@@ -296,24 +296,23 @@ class Link(_Descriptor):
         _bpf(_LINK_DETACH, struct.pack("=I", self.fd))
 
 
-def attach_xdp(program: Program, ifindex: int, ifname: str) -> tuple[Link, bool]:
-    """Attach to a device. Returns the link and whether the driver runs it itself (else after the skb is built).
+def attach_xdp(program: Program, ifindex: int, ifname: str, native: bool = True) -> Link | None:
+    """Attach to a device; None when its driver cannot run this program (not ``native``: no driver can refuse).
 
     :raises NotOurs: another XDP program is there
     :raises Unsupported: this kernel has no XDP links (5.9)
     """
-    for flags, native in ((_XDP_NATIVE, True), (_XDP_GENERIC, False)):
-        try:
-            return Link(_bpf(_LINK_CREATE, struct.pack("=IIII", program.fd, ifindex, _ATTACH_XDP, flags))), native
-        except OSError as err:
-            if err.errno == errno.EBUSY:
-                raise NotOurs(f"{ifname} has an XDP program that is not ours") from err
-            if native and err.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE):
-                continue
-            if err.errno == errno.EINVAL:
-                raise Unsupported("this kernel lacks BPF links for XDP (Linux 5.9)") from err
-            raise SubstrateError(f"XDP on {ifname}", "attach", err.errno or 0) from err
-    raise AssertionError("not reached")
+    flags = _XDP_NATIVE if native else _XDP_GENERIC
+    try:
+        return Link(_bpf(_LINK_CREATE, struct.pack("=IIII", program.fd, ifindex, _ATTACH_XDP, flags)))
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            raise NotOurs(f"{ifname} has an XDP program that is not ours") from err
+        if native and err.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE):
+            return None
+        if err.errno == errno.EINVAL:
+            raise Unsupported("this kernel lacks BPF links for XDP (Linux 5.9)") from err
+        raise SubstrateError(f"XDP on {ifname}", "attach", err.errno or 0) from err
 
 
 def attach_tcx(program: Program, ifindex: int, ifname: str) -> Link | None:

@@ -7,7 +7,7 @@ Pins of one node, below ``<bpffs>/trellis/<instance>/``::
 
     map/trellis_rx …            entries: one a tunnel (rx), one a shortbridge (tx)
     prog/<hash>/trellis_strip … the build in force; two directories only while an upgrade goes on
-    link/<ifindex>_strip        XDP on the underlay
+    link/<ifindex>_strip        XDP on the underlay; <ifindex>_generic beside it when the driver cannot run it
     link/<ifindex>_deliver      tcx on the underlay (older kernels: a clsact filter instead)
 """
 
@@ -35,8 +35,8 @@ from nodemanager_trellis.substrate.settings import Settings
 
 log = logging.getLogger(__name__)
 
-STRIP, DELIVER, ENCAP = "trellis_strip", "trellis_deliver", "trellis_encap"
-PROGRAMS = (STRIP, DELIVER, ENCAP)
+STRIP, JUMBO, DELIVER, ENCAP = "trellis_strip", "trellis_jumbo", "trellis_deliver", "trellis_encap"
+PROGRAMS = (STRIP, JUMBO, DELIVER, ENCAP)
 RX, TX, LOCAL, STATS, DROPS = "trellis_rx", "trellis_tx", "trellis_local", "trellis_stats", "trellis_drops"
 MAPS = (RX, TX, LOCAL, STATS, DROPS)
 
@@ -469,7 +469,8 @@ class UnderlayDriver:
                 if not any(f.prog_id in egre.program_ids(DELIVER) for f in egre.netlink.filters(ifindex, "ingress")):
                     return False
                 continue
-            if device != ifindex or program not in egre.program_ids(name):
+            names_ = (STRIP, JUMBO) if role == "strip" else (name,)
+            if device != ifindex or not any(program in egre.program_ids(n) for n in names_):
                 return False
         return True
 
@@ -489,7 +490,7 @@ class UnderlayDriver:
         link = egre.netlink.link(underlay.device)
         if link is None:
             raise SubstrateError(underlay.title, "create", errno.ENODEV)
-        if link.xdp_prog_id and link.xdp_prog_id not in egre.program_ids(STRIP):
+        if link.xdp_prog_id and link.xdp_prog_id not in egre.program_ids(STRIP) | egre.program_ids(JUMBO):
             raise NotOurs(f"{underlay.device} has an XDP program that is not ours")
         bpf.ensure_bpffs(egre.directory)
         self._load(underlay)
@@ -545,37 +546,45 @@ class UnderlayDriver:
         """Deliver first: what strip has stripped must not reach the node's own stack."""
         egre = self._egre
         (egre.directory / "link").mkdir(exist_ok=True)
-        deliver, strip = egre.program(DELIVER), egre.program(STRIP)
-        if not self._swap(ifindex, "deliver", deliver):
+        deliver = egre.program(DELIVER)
+        if not self._swap(ifindex, "deliver", (DELIVER,)):
             link = bpf.attach_tcx(deliver, ifindex, ifname)
             if link is not None:
                 link.pin(self._pin(ifindex, "deliver"))
             else:
                 place = nl.bpf_filter(ifindex, "ingress", deliver.fd, DELIVER, FILTER_PRIO, FILTER_HANDLE)
                 egre.netlink.batch([nl.clsact(ifindex), place])
-        if self._swap(ifindex, "strip", strip):
+        if self._swap(ifindex, "strip", (STRIP, JUMBO)):
             return not self._pin(ifindex, "generic").exists()
-        link, native = bpf.attach_xdp(strip, ifindex, ifname)
+        native = True
+        link = bpf.attach_xdp(egre.program(STRIP), ifindex, ifname)
+        link = link or bpf.attach_xdp(egre.program(JUMBO), ifindex, ifname)
+        if link is None:
+            native = False
+            link = bpf.attach_xdp(egre.program(STRIP), ifindex, ifname, native)
+            log.warning("the driver cannot run XDP itself, receiving is slower", extra={"device": ifname})
+        assert link is not None
         link.pin(self._pin(ifindex, "strip"))
         if not native:
             link.pin(self._pin(ifindex, "generic"))
-            log.warning("the driver cannot run XDP itself, receiving is slower", extra={"device": ifname})
         return native
 
-    def _swap(self, ifindex: int, role: str, program: bpf.Program) -> bool:
-        """Put ``program`` into the pinned link; False when there is none that is alive (a dead one is unpinned)."""
+    def _swap(self, ifindex: int, role: str, programs: Sequence[str]) -> bool:
+        """The pinned link has the present build of its program; False when none is alive (a dead one is unpinned)."""
         path = self._pin(ifindex, role)
         try:
             link = bpf.Link.pinned(path)
-            now, device = link.look()
-            if device == ifindex:
-                if now != program.id:
-                    link.update(program)
-                return True
         except FileNotFoundError:
             return False
-        path.unlink()
-        return False
+        now, device = link.look()
+        name = next((n for n in programs if now in self._egre.program_ids(n)), programs[0])
+        if device != ifindex:
+            path.unlink()
+            return False
+        program = self._egre.program(name)
+        if now != program.id:
+            link.update(program)
+        return True
 
     def absent(self, objects: Sequence[Underlay]) -> None:
         """Detach; the last device takes the node's pins with it."""

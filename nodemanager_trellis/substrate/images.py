@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 
 from nodemanager_trellis.errors import InvalidInput, SubstrateError, Unsupported
 from nodemanager_trellis.objects import Container
@@ -36,6 +37,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_FDCWD = -100
 _MOUNT_ATTR_RDONLY = 0x1
 _MOUNT_ATTR_IDMAP = 0x100000
+_STATX_ATTR_MOUNT_ROOT = 0x2000
 """include/uapi/linux/mount.h; the system call numbers are the same on every 64-bit architecture"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -234,7 +236,7 @@ def prepare(
     if not (directory / "delta").is_dir():
         return
     target = lower_dir(run_dir, container.name)
-    if os.path.ismount(target):
+    if is_mount_point(target):
         return
     image = find_image(images_dir, container.image)
     if image is None:
@@ -249,12 +251,28 @@ def clean(name: str, run_dir: pathlib.Path) -> None:
     release(lower_dir(run_dir, name))
 
 
+def is_mount_point(path: pathlib.Path) -> bool:
+    """Whether anything is mounted on ``path``, asked of the kernel (statx(2), Linux ≥ 5.8).
+
+    ``os.path.ismount`` says no to a directory bound over one of the same file system.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(ctypes.c_int(_AT_FDCWD), os.fsencode(path), 0, 0, buffer) != 0:
+        if ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise SubstrateError(str(path), "look at", ctypes.get_errno())
+    attributes, mask = (int.from_bytes(buffer[at : at + 8], sys.byteorder) for at in (8, 56))
+    if not mask & _STATX_ATTR_MOUNT_ROOT:
+        raise Unsupported("statx(2) does not tell mount points: Linux 5.8 or newer is needed")
+    return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
 def bind_readonly(source: pathlib.Path, target: pathlib.Path) -> None:
     """Afterwards ``target`` shows ``source``, read-only.
 
     A user namespace cannot lift this: it gets the mount with the flag locked (mount_namespaces(7)).
     """
-    if os.path.ismount(target):
+    if is_mount_point(target):
         return
     target.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     target.mkdir(mode=0o755, exist_ok=True)

@@ -21,6 +21,7 @@ from nodemanager_trellis.substrate.netlink import Netlink
 from nodemanager_trellis.substrate.pairs import PairDriver, PairHelper
 from nodemanager_trellis.substrate.settings import Settings
 from nodemanager_trellis.substrate.tc import HtbClassDriver, HtbRootDriver
+from nodemanager_trellis.substrate.watch import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +119,8 @@ class LinuxKernel:
         with self._gate:
             self._egre.refresh_neighbours()
 
-    def watcher(self):
+    def watcher(self) -> Watcher:
         """Events of our devices, of neighbours and of the underlay."""
-        from nodemanager_trellis.substrate.watch import Watcher
-
         return Watcher(self._settings.link_group)
 
     def forget(self) -> None:

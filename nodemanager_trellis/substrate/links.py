@@ -35,7 +35,7 @@ from nodemanager_trellis.substrate.settings import Settings
 from nodemanager_trellis.substrate.transport import BATCH_BYTES
 
 _MARK = "trellis"
-_DOOMED = 0x80000000
+DOOMED = 0x80000000
 """Added to the group of devices that go away together, for the length of one system call."""
 
 MIN_MTU, MAX_MTU = 68, 65535
@@ -344,7 +344,7 @@ class VethDriver:
         some_at_once = BATCH_BYTES // 64
         for start in range(0, len(links), some_at_once):
             some = links[start : start + some_at_once]
-            doomed = self._netlink.group | _DOOMED
+            doomed = self._netlink.group | DOOMED
             if len(some) > 1:
                 messages = [
                     Message(m.data, m.what, m.operation, (errno.ENODEV,))

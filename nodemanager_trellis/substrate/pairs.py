@@ -13,7 +13,7 @@ import fcntl
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nodemanager_trellis import names
@@ -21,6 +21,7 @@ from nodemanager_trellis.errors import NotOurs, SubstrateError
 from nodemanager_trellis.objects import Key, NamespacePair
 from nodemanager_trellis.substrate.cgroups import Cgroups
 from nodemanager_trellis.substrate.child import JsonChild
+from nodemanager_trellis.substrate.images import is_mount_point
 from nodemanager_trellis.substrate.settings import Settings
 
 NS_GET_USERNS = 0xB701
@@ -32,6 +33,7 @@ CLONE_NEWNET = 0x40000000
 INCOMPLETE = -1
 """``uid_base`` of a pair that was found half made or half dropped: equal to no wanted one, so it is made anew."""
 
+_USUAL_NETNS_DIR = pathlib.Path("/run/netns")
 _MS_SHARED_REC = (1 << 20) | 16384
 _MS_BIND_REC = 4096 | 16384
 
@@ -109,15 +111,28 @@ class PairHelper:
 def _share_netns_dir(directory: pathlib.Path) -> None:
     """Make the usual ``/run/netns`` a shared mount, as the first ``ip netns add`` would.
 
-    Were it done later by ``ip``, over our mounts, each of ours would be there twice, one hidden below.
+    Were it done later by ``ip``, over our mounts, each of ours would be there twice, one hidden below. Done *exactly* as
+    iproute2 does it (ip/ipnetns.c, create_netns_dir): under the same lock, and bound only where "make shared" says that
+    it is no mount yet. A bind on top of a bind, in one peer group, doubles every mount below it each time.
     """
-    if directory.resolve() != pathlib.Path("/run/netns") or os.path.ismount(directory):
+    if directory.resolve() != pathlib.Path("/run/netns"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
     path = os.fsencode(directory)
-    for source, flags in ((path, _MS_BIND_REC), (b"none", _MS_SHARED_REC)):
-        if libc.mount(source, path, None, ctypes.c_ulong(flags), None) != 0:
-            raise SubstrateError(str(directory), "mount", ctypes.get_errno())
+
+    def mount(source: bytes, flags: int) -> int:
+        return 0 if libc.mount(source, path, b"none", ctypes.c_ulong(flags), None) == 0 else ctypes.get_errno()
+
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        error = mount(b"", _MS_SHARED_REC)
+        if error == errno.EINVAL:
+            error = mount(path, _MS_BIND_REC) or mount(b"", _MS_SHARED_REC)
+        if error:
+            raise SubstrateError(str(directory), "mount", error)
+    finally:
+        os.close(lock)
 
 
 class PairDriver:

@@ -366,7 +366,7 @@ def test_wire_bytes_are_those_of_gretap(joined: Lab, kind: str) -> None:
 
 
 def test_frame_of_a_gretap_is_taken(joined: Lab) -> None:
-    """Made by hand, not padded, as another implementation would send it; then with padding of the underlay behind it."""
+    """Made by hand, not padded, as another implementation would send it; the underlay's own padding is taken off."""
     node, peer = joined.nodes
     for inner in (bytes.fromhex(FRAMES["short"]), bytes.fromhex(FRAMES["no-payload"])):
         frame = gretap(mac(node, "u0"), mac(peer, "u0"), *ADDRESS, KEY, inner)
@@ -422,7 +422,7 @@ def test_unknown_key_or_source_is_counted_and_dropped(joined: Lab, wrong: str) -
 
 
 def test_tunnel_without_shortbridge_takes_nothing(joined: Lab) -> None:
-    node, peer = joined.nodes
+    peer = joined.nodes[1]
     peer.run(lambda: peer.egre.shortbridge.absent([Shortbridge("v0", TUNNEL[1].key[1], 0, "u0")]))
     assert [Underlay("u0", ADDRESS[1]), TUNNEL[1]] == peer.read()
     assert joined.ping("-c3", "-i0.01", "-W1", INNER[1]) == 0
@@ -677,7 +677,8 @@ def test_foreign_xdp_program_is_respected(lab: Lab) -> None:
     node = lab.nodes[0]
     other = bpf.load(bpf.OBJECTS / "sink.bpf.o").programs["trellis_pass"]
     index = node.run(lambda: socket.if_nametoindex("u0"))
-    held, _ = node.run(lambda: bpf.attach_xdp(other, index, "u0"))
+    held = node.run(lambda: bpf.attach_xdp(other, index, "u0"))
+    assert held
     with pytest.raises(NotOurs):
         node.ensure(Underlay("u0", ADDRESS[0]))
     assert not node.egre.directory.exists()
@@ -713,6 +714,18 @@ def test_without_native_xdp(lab: Lab) -> None:
     assert size == tcp(lab, lab.slivers[0], lab.slivers[1], INNER[1], size)
     for node in lab.nodes:
         node.run(lambda n=node: n.egre.underlay.absent([Underlay("br0", "")]))  # type: ignore[misc]
+
+
+def test_jumbo_underlay(lab: Lab) -> None:
+    """An MTU that no frame buffer holds."""
+    for i, node in enumerate(lab.nodes):
+        node.sh("ip", "link", "set", "u0", "mtu", "9000")
+        node.sh("ip", "link", "set", "v0", "mtu", "8958")
+        lab.inside(lab.slivers[i], "ip", "link", "set", "c0", "mtu", "8958")
+    lab.connect()
+    assert lab.ping("-c1", "-W2", "-M", "do", "-s8930", INNER[1]) == 1
+    size = 8 << 20
+    assert size == tcp(lab, lab.slivers[0], lab.slivers[1], INNER[1], size)
 
 
 def test_maps_of_another_layout_are_replaced(joined: Lab, tmp_path: pathlib.Path) -> None:

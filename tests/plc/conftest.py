@@ -14,7 +14,7 @@ from nodemanager_trellis.plc.store import Store
 
 
 def _serve(directory: Path) -> Iterator[Bed]:
-    store = Store(f"sqlite:///{directory}/plc.db")
+    store = Store(f"sqlite:///{directory}/plc.db", durable=False)
     store.create()
     plc = Plc(store, SETTINGS)
     plc.initialise(ROOT["Username"], ROOT["AuthString"])

@@ -100,10 +100,10 @@ def test_any_filter_is_answered_or_refused(bed: Bed, wanted: object, fields: obj
 
 
 METHODS = st.sampled_from(
-    ["AddSlice", "UpdateSlice", "AddSliceTag", "UpdateSliceTag", "AddInterface", "UpdateInterface", "AddNode",
-     "AddPerson", "AddPersonKey", "AddNodeTag", "AddNodeGroup", "AddTagType", "AddInitScript", "AddConfFile",
-     "AddSliceToNodes", "DeleteSlice", "DeleteNode", "AddRoleToPerson", "GetSession", "SetNodeArch", "GenerateNodeConfFile", "GetSlivers"]
-)  # fmt: skip
+    "AddSlice UpdateSlice AddSliceTag UpdateSliceTag AddInterface UpdateInterface AddNode AddPerson AddPersonKey "
+    "AddNodeTag AddNodeGroup AddTagType AddInitScript AddConfFile AddSliceToNodes DeleteSlice DeleteNode "
+    "AddRoleToPerson GetSession SetNodeArch GenerateNodeConfFile GetSlivers".split()
+)
 ODD = st.sampled_from(
     [0, 99, -1, True, "nope", "", "princeton_odd", {}, {"name": "princeton_odd"}, {"ip": "1.2.3.4"}, ["x", 5], [], None]
 )

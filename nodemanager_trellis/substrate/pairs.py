@@ -13,7 +13,7 @@ import fcntl
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nodemanager_trellis import names
@@ -21,7 +21,6 @@ from nodemanager_trellis.errors import NotOurs, SubstrateError
 from nodemanager_trellis.objects import Key, NamespacePair
 from nodemanager_trellis.substrate.cgroups import Cgroups
 from nodemanager_trellis.substrate.child import JsonChild
-from nodemanager_trellis.substrate.images import is_mount_point
 from nodemanager_trellis.substrate.settings import Settings
 
 NS_GET_USERNS = 0xB701
@@ -111,7 +110,7 @@ class PairHelper:
 def _share_netns_dir(directory: pathlib.Path) -> None:
     """Make the usual ``/run/netns`` a shared mount, as the first ``ip netns add`` would.
 
-    Were it done later by ``ip``, over our mounts, each of ours would be there twice, one hidden below. Done *exactly* as
+    Were it done later by ``ip``, over our mounts, each of ours would be there twice, one hidden below. Done as
     iproute2 does it (ip/ipnetns.c, create_netns_dir): under the same lock, and bound only where "make shared" says that
     it is no mount yet. A bind on top of a bind, in one peer group, doubles every mount below it each time.
     """

@@ -43,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--slice-prefix", default=Settings.slice_prefix, help="login_base of the site of system slices")
     common.add_argument("--hrn-root", default="", help="first part of SFA names; made of the name by default")
     common.add_argument("--vsys-default", action="append", default=[], metavar="SCRIPT", help="vsys tag of new slices")
-    common.add_argument("--volatile", action="store_true",
-                        help="do not wait for the disk: a power failure may cost the last changes (for labs)")  # fmt: skip
+    common.add_argument("--volatile", action="store_true", help="do not wait for the disk at each change (for labs)")
     commands.add_parser("init", parents=[common], help="make the tables, the first site and the admin; then end")
     serve = commands.add_parser("serve", parents=[common], help="serve the API; makes a new database first if need be")
     serve.add_argument("--listen", type=_address, default=Tcp("127.0.0.1", 8082), metavar="HOST:PORT",

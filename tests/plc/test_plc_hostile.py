@@ -100,9 +100,10 @@ def test_any_filter_is_answered_or_refused(bed: Bed, wanted: object, fields: obj
 
 
 METHODS = st.sampled_from(
-    "AddSlice UpdateSlice AddSliceTag UpdateSliceTag AddInterface UpdateInterface AddNode AddPerson AddPersonKey "
-    "AddNodeTag AddNodeGroup AddTagType AddInitScript AddConfFile AddSliceToNodes DeleteSlice DeleteNode "
-    "AddRoleToPerson GetSession SetNodeArch GenerateNodeConfFile GetSlivers".split()
+    [f"Add{cls}" for cls in ("Slice", "SliceTag", "Interface", "Node", "Person", "PersonKey", "NodeTag", "NodeGroup")]
+    + [f"Update{cls}" for cls in ("Slice", "SliceTag", "Interface", "Node", "Person")]
+    + ["AddTagType", "AddInitScript", "AddConfFile", "AddSliceToNodes", "DeleteSlice", "DeleteNode", "GetSession"]
+    + ["AddRoleToPerson", "SetNodeArch", "GenerateNodeConfFile", "GetSlivers"]
 )
 ODD = st.sampled_from(
     [0, 99, -1, True, "nope", "", "princeton_odd", {}, {"name": "princeton_odd"}, {"ip": "1.2.3.4"}, ["x", 5], [], None]

@@ -1,4 +1,4 @@
-"""What happens in the root context without us: a sliver deleted its end, a next hop has a new MAC, the underlay is back.
+"""What happens in the root context without us: a sliver deleted its end, a next hop got a new MAC, underlay is back.
 
 Only what someone must act on becomes an event. Of our own links that is: gone, raised or lowered, renamed, another MTU
 or mark; *not* the carrier, which a sliver switches as it likes. Of neighbours: another MAC, or none; not the ageing of

@@ -424,15 +424,16 @@ def load(path: pathlib.Path, reuse: Mapping[str, Map] | None = None) -> Loaded:
                 raise SubstrateError(f"BPF object {path.name}", "open", ctypes.get_errno(), _tail())
             try:
                 for item in _each(lib.bpf_object__next_map, obj):
-                    given = (reuse or {}).get(lib.bpf_map__name(item).decode())
+                    name = lib.bpf_map__name(item).decode()
+                    given = (reuse or {}).get(name)
                     if given is None:
                         continue
                     shape = (lib.bpf_map__type(item), lib.bpf_map__key_size(item), lib.bpf_map__value_size(item),
                              lib.bpf_map__max_entries(item))  # fmt: skip
                     if shape != given.shape:  # libbpf would take the map's own shape, whatever the program expects
-                        raise OtherLayout(f"BPF map {given.name}", "reuse", detail=f"{given.shape} is not {shape}")
+                        raise OtherLayout(f"BPF map {name}", "reuse", detail=f"{given.shape} is not {shape}")
                     if lib.bpf_map__reuse_fd(item, given.fd):
-                        raise SubstrateError(f"BPF map {given.name}", "reuse", ctypes.get_errno(), _tail())
+                        raise SubstrateError(f"BPF map {name}", "reuse", ctypes.get_errno(), _tail())
                 if not frags:  # kernels before 5.18 know no multi-buffer XDP: plain frames only
                     for item in _each(lib.bpf_object__next_program, obj):
                         lib.bpf_program__set_flags(item, lib.bpf_program__flags(item) & ~_HAS_FRAGS)

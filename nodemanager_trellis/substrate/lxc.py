@@ -156,7 +156,7 @@ class LxcHost:
                 directory.chmod(mode | 0o011)
         self._locks: dict[str, threading.Lock] = {}
         self._locks_lock = threading.Lock()
-        # Whoever calls from however many threads: more starts at a time make none of them faster (measured: 4 of 2 cores).
+        # Whoever calls, from however many threads: more starts at a time make none of them faster.
         self._starts = threading.BoundedSemaphore(settings.start_parallel)
         for entry in os.listdir(settings.slivers_dir):
             if re.fullmatch(r"\..+\.gone", entry) and self.is_ours(entry[1:-5]):

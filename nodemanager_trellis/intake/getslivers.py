@@ -419,7 +419,8 @@ class _Slivers:
         for sliver in broken:
             if sliver.slice_id not in by_id and sliver.name not in by_name and sliver.expires >= self._now:
                 by_id[sliver.slice_id] = by_name[sliver.name] = sliver
-        return list(by_id.values())
+        # PLC's order is accidental; a steady one lets answers be compared.
+        return [by_id[slice_id] for slice_id in sorted(by_id)]
 
     def _identify(self, item: Any) -> tuple[Sliver | None, str]:
         """What an entry is about, by its id, else its name: the sliver of before, and a name ('' if nobody can say)."""

@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     | (?P<close>[\])])
     | (?P<comma>,)
     | [uU]?(?P<quoted>'[^'\\\n]*'|"[^"\\\n]*")
-    | (?P<number>[+-]?[0-9]{1,20}(?P<point>\.[0-9]{0,20})?)L?(?![\w.])
+    | (?P<number>[+-]?[0-9]{1,18}(?P<point>\.[0-9]{0,20})?)L?(?![\w.])
     | (?P<word>None|True|False|null|true|false)\b
     """,
     re.VERBOSE | re.ASCII,

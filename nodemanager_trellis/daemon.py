@@ -26,7 +26,7 @@ from nodemanager_trellis import __version__, config, hooks, logs, names
 from nodemanager_trellis.config import Config
 from nodemanager_trellis.errors import InvalidInput, PlcError, TrellisError
 from nodemanager_trellis.intake import getslivers
-from nodemanager_trellis.model import Desired, Presence, Sliver
+from nodemanager_trellis.model import Desired, Node, Presence, Sliver
 from nodemanager_trellis.plcapi import PlcClient
 from nodemanager_trellis.reconcile import Reconciler, Report
 from nodemanager_trellis.store import Store
@@ -290,8 +290,10 @@ class NodeManager:
 
     def purge(self) -> Report:
         """Take away every sliver and everything else of ours on this node."""
-        report = self._reconciler.purge()
-        if report.clean:
+        desired = self._store.desired()
+        node = desired.node if desired else Node(self._conf.node_id, "", "", instance=self._conf.instance)
+        report = self._reconciler.purge(node)
+        if not report.failures:
             self._kernel.forget()
             for name in ("status.json", "ready"):
                 (self._run_dir / name).unlink(missing_ok=True)
@@ -352,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report = manager.purge()
                 for failure in report.failures:
                     print(f"trellis-nm: {failure.message}", file=sys.stderr)
-                return 0 if report.clean else 1
+                return 1 if report.failures else 0
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: manager.stop())
             signal.signal(signal.SIGHUP, lambda *_: manager.kick())

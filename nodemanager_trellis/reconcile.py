@@ -155,7 +155,7 @@ class Reconciler:
         self._tidy(desired, report)
         return report
 
-    def purge(self) -> Report:
+    def purge(self, node: Node) -> Report:
         """Take away everything of ours, the node's own objects included."""
         report = Report()
         realised = self._store.realised()
@@ -170,8 +170,8 @@ class Reconciler:
             report.failures = []
             # Slivers first: the node's objects carry their links.
             for part in sorted(todo.owners, key=lambda p: p.owner == plan.NODE):
-                self._apply(Plan((part,)), picture, {}, realised, Node(0, "", ""), report, lambda name, what: None)
-        self._tidy(Desired(0, Node(0, "", "")), report)
+                self._apply(Plan((part,)), picture, {}, realised, node, report, lambda name, what: None)
+        self._tidy(Desired(0, node), report)
         return report
 
     def _apply(

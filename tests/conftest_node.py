@@ -136,11 +136,12 @@ class TestNode:
         if self.process and self.process.poll() is None:
             self.end(signal.SIGKILL)
         done = self.purge()
+        log = self.log.read_text()[-3000:] if self.log.exists() else ""
         left = self.leftovers()
         self.plc.close()
         subprocess.run(["ip", "netns", "del", self.netns], check=True)
         shutil.rmtree(self.directory, ignore_errors=True)
-        assert done.returncode == 0, done.stderr + self.log.read_text()[-3000:]
+        assert done.returncode == 0, done.stderr + log
         assert [] == left
 
 

@@ -261,7 +261,7 @@ def test_without_root_it_says_so(node):
 
 def test_missing_bpf_file_system_is_named(node):
     """Where BPF objects cannot be pinned the node says what is missing; slivers run without links."""
-    node.write_config(bpffs=str(node.directory / "log" / "nowhere"))
+    node.write_config(bpffs="/proc/trellis-nowhere")
     node.start()
     node.ready()
     status = wait_for(lambda: node.status()["problems"] and node.status(), "the node tells")

@@ -284,3 +284,16 @@ def test_plan_changes_nothing(world):
 
     assert "container t.1: missing" in text
     assert ([], {}) == (world.kernel.calls, world.store.applied())
+
+
+def test_purge_takes_everything_away_the_nodes_own_objects_last(world):
+    """After a purge nothing of ours is left; the hooks are called with the node's own name; failures are kept."""
+    world.run(sliver(1, link(2), initscript="#!/bin/sh\n"), sliver(2))
+    world.kernel.fail_absent.add(("container", "t.2"))
+    assert not world.reconciler().purge(NODE).clean
+    world.kernel.fail_absent.clear()
+
+    assert world.reconciler().purge(NODE).clean
+    assert {} == world.kernel.objects
+    assert "t.1" == world.kernel.runs[-1][0]
+    assert "stop" in world.kernel.runs[-1][1]

@@ -325,7 +325,7 @@ def _build_bfifo(index: int, handle: int, parent: int, limit: int) -> bytes:
     return _encoded(
         module.tcmsg,
         {"index": index, "handle": handle, "parent": parent},
-        [["TCA_KIND", "bfifo"], ["TCA_OPTIONS", {"limit": limit}]],
+        [["TCA_KIND", "bfifo"], ["TCA_OPTIONS", {"limit": limit - (limit >> 31 << 32)}]],  # signed to pyroute2
     )
 
 
@@ -1032,9 +1032,15 @@ class Netlink:
 
         A flap of the device **deletes** managed entries: call again when it came up.
 
+        A permanent entry, which only an operator makes, is left alone: managing it would lose its MAC.
+
         :returns: False on kernels without managed entries (< 5.16): resolved once, ask again when it grows stale
         """
         raw = ipaddress.IPv4Address(ip).packed
+        body = _NDMSG.pack(socket.AF_INET, ifindex, 0, 0, 0)
+        replies, _ = self.transport.exchange([_request(RTM_GETNEIGH, body, _attr(1, raw))])  # ENOENT: not there yet
+        if any(parse_neighbour(reply)[1].state & NUD_PERMANENT for reply in replies.values()):
+            return True
         flags = NLM_F_REQUEST | NLM_F_CREATE
         what = f"neighbour {ip}"
         for ndm_flags, ext in ((0, NTF_EXT_MANAGED), (NTF_USE, 0)):

@@ -115,6 +115,8 @@ def _check(config: Config) -> None:
     for name in ("poll_period_s", "plc_timeout_s", "hook_timeout_s"):
         if getattr(config, name) < 1:
             refuse(name, "must be at least 1 second")
+    if config.log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        refuse("log_level", f"{config.log_level[:40]!r} is none of DEBUG, INFO, WARNING, ERROR")
     if config.long_poll_s > 300:
         refuse("long_poll_s", "must be at most 300 seconds")
 

@@ -23,7 +23,7 @@ def clip(value: Any) -> str:
     return (
         text
         if text and text.isprintable() and not any(c in text for c in ' "=')
-        else json.dumps(text, ensure_ascii=False)
+        else json.dumps(text, ensure_ascii=not text.isprintable())
     )
 
 

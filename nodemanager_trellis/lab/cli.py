@@ -31,9 +31,10 @@ def _up(args: argparse.Namespace) -> int:
         progress.clear()
     option = "" if args.name == DEFAULT_NAME else f" --name {args.name}"
     print(f"lab {args.name} is up: {topo.name}, {len(topo.nodes)} nodes")
-    print(f"  a slice:     trellis lab run{option} -- python3 examples/make_slice.py vini_{args.name.replace('-', '')}")
-    print(f"  what it does: trellis lab status{option}, trellis lab map{option}")
-    print(f"  its end:     trellis lab down{option}")
+    if topo.name == "abilene":
+        print(f"  a slice:       trellis lab run{option} -- python3 examples/make_slice.py vini_abilene")
+    print(f"  what there is: trellis lab status{option}; trellis lab map{option}")
+    print(f"  its end:       trellis lab down{option}")
     return 0
 
 

@@ -244,7 +244,8 @@ class Lab:
         record = self._plan(topo)
         RUN_ROOT.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
-            self.run_dir.mkdir(mode=0o700)
+            # Passable, not readable: slivers' root (another uid) reaches what its node binds from below it.
+            self.run_dir.mkdir(mode=0o711)
         except FileExistsError:
             raise NotOurs(
                 f"a lab called {self.name} exists already: end it (trellis lab down --name {self.name})"

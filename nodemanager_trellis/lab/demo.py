@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -90,7 +91,7 @@ protocol kernel {{
 protocol ospf v2 {{
     ipv4 {{ import all; export none; }};
     area 0 {{
-        interface "a*" {{ type ptp; hello 1; dead 4; retransmit 1; }};
+        interface "a*" {{ type ptp; hello 1; dead 4; retransmit 2; }};
         interface "lo" {{ stub; }};
     }};
 }}
@@ -576,6 +577,7 @@ class Demo:
         device = str(mine["inner"])
         own_major, others = self._handles(link, ends)
         tricks = [
+            f"tc qdisc add dev {device} root tbf rate 10gbit burst 1mb latency 10ms",
             f"tc qdisc del dev {device} root",
             f"tc qdisc add dev {device} root handle 1: htb default 1",
             f"tc class add dev {device} parent 1: classid 1:1 htb rate 10gbit",
@@ -616,9 +618,8 @@ class Demo:
         mine = links.class_of(found, int(ends[link.a, link.b]["minor"]))
         if mine is None:
             raise Failed(f"node {link.a} has no class for its link to {link.b}")
-        major = int(str(mine["handle"]).partition(":")[0], 16) << 16
         others = [int(end["minor"]) for (a, b), end in ends.items() if a == link.a and b != link.b]
-        return major, others
+        return mine.major << 16, others
 
     def _blast(self, link: LabLink, priorities: list[str]) -> dict[str, float]:
         """UDP from one end to the other at twice the rate, a second for each priority → received payload, bit/s."""
@@ -703,8 +704,8 @@ class Demo:
             if end is None or end["rate_bps"] != rate_bps:
                 return f"{here} reports {end['rate_bps'] if end else 'no such link'}"
             entry = links.class_of(links.classes(self.node(here).netns), int(end["minor"]))
-            if entry is None or links.class_rate_bps(entry) != rate_bps:
-                return f"the kernel of {here} has {links.class_rate_bps(entry) if entry else 'no such class'}"
+            if entry is None or entry.ceil_bps != rate_bps:
+                return f"the kernel of {here} has {entry.ceil_bps if entry else 'no such class'}"
         return ""
 
     def _inits(self) -> dict[str, Any]:
@@ -821,9 +822,15 @@ def run(
     progress = Progress()
     slice_name = "vini_" + re.sub("[^a-z0-9]", "", topo.name.lower())
     demo = Demo(lab, topo, slice_name, report_dir, progress, sys.stdout)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupted)  # so that the lab is taken down then too
     try:
         good = demo.run(keep)
     finally:
+        signal.signal(signal.SIGTERM, before)
         progress.clear()
         document = demo.document()
         if json_file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import itertools
+import re
 import subprocess
 import time
 from typing import Any
@@ -11,36 +13,54 @@ from nodemanager_trellis.errors import InvalidInput, SubstrateError
 from nodemanager_trellis.lab import underlay
 from nodemanager_trellis.lab.control import Lab, Record
 from nodemanager_trellis.lab.map import LinkState
+from nodemanager_trellis.units import parse_rate
+
+_CLASS = re.compile(r"class htb [0-9a-f]*:[0-9a-f]+ ")
 
 
-def classes(netns: str) -> list[dict[str, Any]]:
-    """HTB classes of the node's underlay device, as ``tc -s -j class show`` prints them.
+@dataclasses.dataclass(frozen=True, slots=True)
+class HtbClass:
+    """One HTB class as ``tc`` shows it."""
 
-    :raises SubstrateError: tc refused
-    """
-    command = underlay.inside(netns, ["tc", "-s", "-j", "class", "show", "dev", underlay.DEVICE])
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        found = json.loads(done.stdout or "[]") if done.returncode == 0 else None
-    except ValueError:
-        found = None
-    if not isinstance(found, list):
-        raise SubstrateError(f"classes of {underlay.DEVICE} in {netns}", "list", 0, done.stderr.strip())
+    major: int
+    minor: int
+    ceil_bps: int
+    sent_bytes: int
+
+
+def parse_classes(text: str) -> list[HtbClass]:
+    """Output of ``tc -s class show`` (it prints text for classes even when asked for JSON)."""
+    starts = [match.start() for match in _CLASS.finditer(text)]
+    found = []
+    for start, end in itertools.pairwise([*starts, len(text)]):
+        piece = text[start:end]
+        match = re.match(r"class htb ([0-9a-f]+):([0-9a-f]+) .*?\bceil (\S+)", piece)
+        sent = re.search(r"^ *Sent ([0-9]+) bytes", piece, re.MULTILINE)
+        if match is not None:
+            rate_bps = parse_rate(match[3])
+            found.append(HtbClass(int(match[1], 16), int(match[2], 16), rate_bps, int(sent[1]) if sent else 0))
     return found
 
 
-def class_of(found: list[dict[str, Any]], minor: int) -> dict[str, Any] | None:
+def classes(netns: str) -> list[HtbClass]:
+    """HTB classes of the node's underlay device.
+
+    :raises SubstrateError: tc refused, or printed what we do not understand
+    """
+    command = underlay.inside(netns, ["tc", "-s", "class", "show", "dev", underlay.DEVICE])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    what = f"classes of {underlay.DEVICE} in {netns}"
+    if done.returncode:
+        raise SubstrateError(what, "list", 0, done.stderr.strip())
+    try:
+        return parse_classes(done.stdout)
+    except ValueError as err:
+        raise SubstrateError(what, "list", 0, str(err)) from err
+
+
+def class_of(found: list[HtbClass], minor: int) -> HtbClass | None:
     """The class with that minor number."""
-    for entry in found:
-        _, _, number = str(entry.get("handle", "")).rpartition(":")
-        if number and int(number, 16) == minor:
-            return entry
-    return None
-
-
-def class_rate_bps(entry: dict[str, Any]) -> int:
-    """Its ceiling, bit/s (tc prints byte/s in JSON)."""
-    return int(entry.get("ceil", entry.get("rate", 0))) * 8
+    return next((entry for entry in found if entry.minor == minor), None)
 
 
 def ends(lab: Lab, record: Record, slice_name: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -109,9 +129,7 @@ def _used(
             for remote, end in mine.items():
                 entry = class_of(found, int(end["minor"]))
                 if entry is not None:
-                    # With -s, tc's JSON has the counters beside the parameters or under "stats", by version.
-                    sent = entry.get("bytes", entry.get("stats", {}).get("bytes", 0))
-                    result[node.name, remote] = now, int(sent)
+                    result[node.name, remote] = now, entry.sent_bytes
         return result
 
     before = count()

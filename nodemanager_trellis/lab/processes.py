@@ -59,7 +59,7 @@ def start(command: Sequence[str], log: pathlib.Path, environment: Mapping[str, s
 
     :raises OSError: it cannot be started
     """
-    with log.open("ab") as output:
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -49,7 +49,7 @@ class Type:
         """Return if ``value`` fits; raises fault 102 that names it."""
         if value is None and self.nullok:
             return
-        if not isinstance(value, self.kind):
+        if not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
             raise invalid(f"expected {self.name}, got {xmlrpc_name(type(value))}", name)
         if self.longest is not None and len(str(value).encode()) > self.longest:
             raise invalid(f"{name} must be at most {self.longest} bytes long")

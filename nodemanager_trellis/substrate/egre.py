@@ -88,6 +88,8 @@ _TX_VALUE = struct.Struct("=IIIHH42s6x")
 _U32 = struct.Struct("=I")
 _READY = 1
 _NO_MAC = bytes(6)
+_FIXED = nl.NUD_PERMANENT | nl.NUD_NOARP
+"""Neighbours that the operator entered: neither kept fresh nor removed by us."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -360,14 +362,14 @@ class Egre:
                 by_device.setdefault(device, {}).setdefault(hop, []).append((remote, local))
         found: dict[tuple[str, str], bytes] = {}
         for device, hops in by_device.items():
-            known = {n.ip: n.mac for n in self.netlink.neighbours(device)}
-            for hop in hops:
-                if hop not in known or (device, hop) not in self._managed:
-                    self._manage(device, hop)
+            known = {n.ip: n for n in self.netlink.neighbours(device)}
             for hop, pairs in hops.items():
-                mac = known.get(hop)
-                if mac:
-                    found.update((pair, mac_bytes(mac)) for pair in pairs)
+                entry = known.get(hop)
+                fixed = entry is not None and entry.state & _FIXED
+                if not fixed and (entry is None or (device, hop) not in self._managed):
+                    self._manage(device, hop)
+                if entry is not None and entry.mac:
+                    found.update((pair, mac_bytes(entry.mac)) for pair in pairs)
         return found
 
     def _manage(self, device: int, hop: str) -> None:
@@ -382,7 +384,8 @@ class Egre:
         """The kernel need not keep it any more."""
         self._managed.discard((device, hop))
         with contextlib.suppress(SubstrateError):
-            self.netlink.neigh_del(device, hop)
+            if not any(n.ip == hop and n.state & _FIXED for n in self.netlink.neighbours(device)):
+                self.netlink.neigh_del(device, hop)
 
     def forget_gone(self) -> None:
         """Take away what belongs to root ends that are gone: their number may come back on somebody else's device."""

@@ -252,7 +252,9 @@ class VethDriver:
                 else:
                     link, record = change[veth.key]
                     if link.mtu != veth.mtu:
+                        # From below 1280 upwards IPv6 starts anew on it, so silence it again.
                         root.append((veth, nl.link_mtu(link.ifindex, veth.mtu, veth.title)))
+                        root.append((veth, nl.link_quiet(link.ifindex, veth.title)))
                     root += self._altname(veth, link, had=record.named)
                     inner.messages += _differences(veth, link, record)
             for inner in inners.values():

@@ -445,9 +445,12 @@ def veth_add(
 
 
 def link_quiet(ifindex: int, what: str = "") -> Message:
-    """The device makes itself no IPv6 link-local address and so says nothing when it comes up (addrgenmode none)."""
+    """The device makes itself no IPv6 link-local address and so says nothing when it comes up (addrgenmode none).
+
+    Without IPv6 it is silent anyway: on a kernel that has none, and on a device below IPv6's smallest MTU, 1280.
+    """
     data = TEMPLATES["quiet"].fill(RTM_SETLINK, NLM_F_REQUEST, ifindex)
-    return Message(data, what or f"link {ifindex}", "silence")
+    return Message(data, what or f"link {ifindex}", "silence", (errno.EAFNOSUPPORT,))
 
 
 def link_flags(ifindex: int, up: bool, what: str = "") -> Message:

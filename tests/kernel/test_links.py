@@ -67,6 +67,16 @@ def test_root_end_is_silent_and_carries_no_address(driver, netlink):
     assert netlink.addresses(netlink.link("tra").ifindex) == []
 
 
+def test_mtu_too_small_for_ipv6(driver, netlink):
+    """Such a link can be made, and is silent also when its MTU grows."""
+    small = dataclasses.replace(B, mtu=1000)
+    put(driver, small)
+    put(driver, B)
+    assert driver.read() == [B]
+    netlink.batch([nl.link_flags(netlink.link("trb").ifindex, True)])
+    assert netlink.addresses(netlink.link("trb").ifindex) == []
+
+
 def test_absent_removes_both_ends_and_twice_is_fine(driver, netlink, sliver):
     """One at a time and many at once."""
     driver.absent([A, B, C])

@@ -1,0 +1,1 @@
+"""Numbers we state, measured again on your machine."""

@@ -8,6 +8,7 @@ own that end with it. ``netlink_templates.py [SLIVERS [RUNS]]``
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import pathlib
 import resource
@@ -241,8 +242,8 @@ def main() -> None:
                 note("  read veths", veth_driver.read)
                 note("  read inner ends", veth_driver.inner_ends)
                 note("  read classes", class_driver.read)
-                note("  ensure again", lambda: veth_driver.ensure(veths, {}))
-                note("  absent veths", lambda: veth_driver.absent(veths))
+                note("  ensure again", functools.partial(veth_driver.ensure, veths, {}))
+                note("  absent veths", functools.partial(veth_driver.absent, veths))
             HtbRootDriver(settings, netlink).absent([root])
             if netlink.links(GROUP):
                 netlink.batch([nl.group_del(GROUP)])

@@ -14,9 +14,11 @@ import os
 import pathlib
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +64,8 @@ class Line:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"ok   {self.text}" if self.ok else f"FAIL {self.text}: {self.reason}"
+        text = f"ok   {self.text}" if self.ok else f"FAIL {self.text}: {self.reason}"
+        return textwrap.fill(text, 116, subsequent_indent="     ", break_long_words=False, break_on_hyphens=False)
 
 
 def loopback(node_id: int) -> str:
@@ -245,10 +248,14 @@ class Pinger:
         self._reader.join(5)
         return lost_pings("".join(self._text))
 
-    def abandon(self) -> None:
-        """End it whatever happened; its numbers are of no interest."""
-        with contextlib.suppress(Failed):
-            self.end()
+    def __enter__(self) -> Pinger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """It has ended, whatever happened."""
+        if self._child.poll() is None:
+            with contextlib.suppress(Failed):
+                self.end()
 
 
 class Demo:
@@ -300,14 +307,10 @@ class Demo:
         print(line, file=self.out, flush=True)
         return line.ok
 
-    def say(self, text: str) -> None:
-        """Something under the last line."""
-        self.progress.clear()
-        for row in text.rstrip("\n").splitlines():
-            print(f"       {row}".rstrip(), file=self.out, flush=True)
-
     def run(self, keep: bool) -> bool:
         """All of it. True when every line holds."""
+        self.report_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.report_dir / "logs", ignore_errors=True)  # of an earlier run that failed
         try:
             if self.try_line("the lab comes up", self.up) and self.try_line("the slice comes up", self.make_slice):
                 self.checks()
@@ -435,7 +438,6 @@ class Demo:
 
     def make_slice(self) -> tuple[str, dict[str, Any]]:
         """An operator's script makes the slice; all slivers run, with their links."""
-        self.report_dir.mkdir(parents=True, exist_ok=True)
         wanted = self.report_dir / "links.json"
         wanted.write_text(json.dumps([[x.a, x.b, format_rate(x.rate_bps)] for x in self.topo.links]), encoding="utf-8")
         words = ["make_slice.py", self.slice]
@@ -653,8 +655,7 @@ class Demo:
         new_bps = 20_000_000 if link.rate_bps != 20_000_000 else 30_000_000
         a, b = self.node(link.a), self.node(link.b)
         source, target = link_address(a.node_id, b.node_id), link_address(b.node_id, a.node_id)
-        pinger = Pinger(self.lab.sliver_command(link.a, self.slice, Pinger.script(source, target)))
-        try:
+        with Pinger(self.lab.sliver_command(link.a, self.slice, Pinger.script(source, target))) as pinger:
             pinger.wait_answers(25)
             began = time.monotonic()
             command = self.lab.outside_command(
@@ -678,9 +679,6 @@ class Demo:
                 raise Failed(f"change_rate.py: {operator.stderr.read().strip()[-200:] if operator.stderr else ''}")
             pinger.wait_answers(25)
             sent, lost = pinger.end()
-        except BaseException:
-            pinger.abandon()
-            raise
         after = max(0.0, in_force - ended_at[0])
         whole = in_force - began
         if lost:
@@ -725,8 +723,7 @@ class Demo:
         gone = [name for name, process in before.items() if process is None]
         if gone:
             raise Failed(f"no sliver runs on {', '.join(gone)}")
-        pinger = Pinger(self.lab.sliver_command(first, self.slice, Pinger.script(source, target)))
-        try:
+        with Pinger(self.lab.sliver_command(first, self.slice, Pinger.script(source, target))) as pinger:
             pinger.wait_answers(25)
             killed = self.lab.kill()
             pinger.wait_answers(50)
@@ -736,9 +733,6 @@ class Demo:
             self.wait(self._missing_slivers, 30)
             pinger.wait_answers(25)
             sent, lost = pinger.end()
-        except BaseException:
-            pinger.abandon()
-            raise
         self._record = self.lab.record()
         after = self._inits()
         changed = [name for name in before if before[name] != after[name]]
@@ -765,7 +759,6 @@ class Demo:
             "rates are those on the wire; measured ones by TCP (iperf3), with EGRE's and TCP's share added",
         )
         title = "Abilene" if self.topo.name == "abilene" else self.topo.name
-        self.report_dir.mkdir(parents=True, exist_ok=True)
         (self.report_dir / "map.svg").write_text(drawing.svg(self.topo, found, title, notes), encoding="utf-8")
         text = drawing.picture(self.topo) + "\n" + drawing.table(self.topo, found)
         (self.report_dir / "map.txt").write_text(text, encoding="utf-8")

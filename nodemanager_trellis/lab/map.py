@@ -215,7 +215,7 @@ def _svg_legend(states: Sequence[LinkState]) -> str:
 
 
 def table(topo: Topology, states: Sequence[LinkState]) -> str:
-    """One line a link: ends, asked rate, what flows, what was measured, problem."""
+    """One line a link: ends, asked rate, what flows, what was measured, problem; without columns that say nothing."""
     place = {node.name: node.place or node.hostname for node in topo.nodes}
     rows = [("link", "between", "asked", "now", "measured", "")]
     for state in states:
@@ -223,12 +223,11 @@ def table(topo: Topology, states: Sequence[LinkState]) -> str:
         now = "-" if state.used_bps is None else human_rate(state.used_bps)
         between = f"{place[state.a]} - {place[state.b]}"
         rows.append((f"{state.a}-{state.b}", between, human_rate(state.asked_bps), now, measured, state.problem))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    shown = [i for i in range(6) if i < 3 or any(row[i] not in ("-", "") for row in rows[1:])]
+    widths = {i: max(len(row[i]) for row in rows) for i in shown}
     lines = []
     for row in rows:
-        cells = [
-            cell.rjust(w) if 2 <= i <= 4 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [row[i].rjust(widths[i]) if 2 <= i <= 4 else row[i].ljust(widths[i]) for i in shown]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines) + "\n"
 

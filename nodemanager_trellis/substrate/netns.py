@@ -1,7 +1,7 @@
 """Run code in another network namespace without moving ourselves: a fresh thread enters it, works, and ends.
 
 setns(2) moves one *thread*. The main thread stays where the program began, for its whole life (LXC's command socket
-lives in a netns, see lxc.md); only :func:`enter` moves it, once, before anything else runs.
+lives in a netns); only :func:`enter` moves it, once, before anything else runs.
 
 Trap: after setns in a thread ``/proc/net`` still shows the *main* thread's netns, use ``/proc/thread-self/net``;
 ``/proc/sys/net``, sockets and children of that thread are in the new one. The mounts, and so /sys, stay the old ones.

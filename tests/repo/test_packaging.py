@@ -58,3 +58,11 @@ def test_layout_is_the_fixed_one():
     """The top level holds what the project's users were promised."""
     for name in ("setup.cfg", "nodemanager_trellis/plugins", "kmod", "schemas", "tests", "packaging/rpm"):
         assert (ROOT / name).exists(), name
+
+
+def test_service_leaves_slivers_running():
+    """The unit ends only the manager, keeps its run-time directory, and starts the installed command."""
+    unit = (ROOT / "packaging/rpm/trellis-nm.service").read_text().splitlines()
+
+    assert {"KillMode=process", "RuntimeDirectoryPreserve=yes", "Type=notify"} <= set(unit)
+    assert any(line.startswith("ExecStart=/usr/bin/trellis-nm ") for line in unit)

@@ -53,7 +53,7 @@ MTU = 1458
 KEY_IN, KEY_OUT = 1001, 1002
 MINOR = 0x10
 LINE_BPS = 40 * 10**9
-CHUNK = 2_000_000
+CHUNK = 1_000_000
 """frames a system call: each costs 25 ms besides"""
 WORDS = 16
 

@@ -125,13 +125,13 @@ class Store:
     def __init__(self, url: str, durable: bool = True) -> None:
         try:
             parsed = sa.engine.make_url(url)
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"poolclass": sa.pool.QueuePool, "pool_size": 16, "max_overflow": 16}
             if parsed.get_backend_name() == "sqlite":
                 if parsed.database in (None, "", ":memory:"):
                     raise InvalidInput("the PLC's threads cannot share an in-memory database; name a file", "db")
-                options["connect_args"] = {"timeout": 30}
+                options["connect_args"] = {"timeout": 30, "check_same_thread": False}
             else:
-                options["isolation_level"] = "REPEATABLE READ"
+                options |= {"isolation_level": "REPEATABLE READ", "pool_pre_ping": True}
             self.engine: Engine = sa.create_engine(parsed, **options)
         except (SQLAlchemyError, ImportError) as err:
             raise InvalidInput(f"cannot use database {url!r}: {err}", "db") from err

@@ -29,8 +29,3 @@ def not_authenticated(detail: str) -> Fault:
 def denied(detail: str) -> Fault:
     """The caller is known and may not do this."""
     return Fault(108, f"Permission denied: {detail}")
-
-
-def not_implemented(detail: str) -> Fault:
-    """PLCAPI knows it, we do not."""
-    return Fault(109, f"Not implemented: {detail}")

@@ -80,6 +80,7 @@ class NodeManager:
         )
         self._wake = threading.Condition()
         self._due = True
+        self._urgent = True
         self._stop = False
         self._revision = 0
         self._run_dir = pathlib.Path(conf.run_dir)
@@ -102,10 +103,11 @@ class NodeManager:
             self._stop = True
             self._wake.notify_all()
 
-    def kick(self) -> None:
-        """Compare and apply soon."""
+    def kick(self, urgent: bool = True) -> None:
+        """Compare and apply: at once, or (for what a sliver can cause as often as it likes) after a rest."""
         with self._wake:
             self._due = True
+            self._urgent = self._urgent or urgent
             self._wake.notify_all()
 
     def _fenced(self, loop: Any) -> None:
@@ -202,17 +204,21 @@ class NodeManager:
                     if event.kind in ("neighbour", "underlay", "resync"):
                         self._kernel.refresh_neighbours()
                     if event.kind in ("link", "underlay", "resync"):
-                        self.kick()
+                        self.kick(urgent=False)
 
     def _reconcile_loop(self) -> None:
         failed = 0
+        rest_s = 0.0
         while True:
             with self._wake:
+                # A sliver that deletes its links in a loop gets a third of one core at most.
+                self._wake.wait_for(lambda: self._stop or self._urgent, timeout=rest_s)
                 pause = min(RETRY_MOST_S, 2 ** min(failed, 6)) if failed else AUDIT_S
                 self._wake.wait_for(lambda: self._stop or self._due, timeout=pause)
                 if self._stop:
                     return
-                self._due = False
+                self._due = self._urgent = False
+            began = time.monotonic()
             try:
                 report = self.reconcile()
                 failed = 0 if report is None or report.clean else failed + 1
@@ -222,6 +228,7 @@ class NodeManager:
             except Exception:
                 failed += 1
                 log.error("reconcile failed, will try again", exc_info=True)
+            rest_s = 2 * (time.monotonic() - began)
 
     def reconcile(self) -> Report | None:
         """One run with what is in force now; None while there is nothing in force yet."""

@@ -199,9 +199,12 @@ def _create_skeleton(root: pathlib.Path, container: Container) -> None:
 
 
 def _create_layers(directory: pathlib.Path, container: Container) -> None:
-    """Upper layer with the link to the keys; LXC's overlay makes its work directory beside it."""
+    """Upper layer with the link to the keys, and overlay's work directory where LXC wants it.
+
+    LXC, already without our rights, could not make that itself: the container's own directory is root's.
+    """
     owner = container.uid_base
-    for path, mode in (("delta", 0o755), ("delta/root", 0o700), ("delta/root/.ssh", 0o700)):
+    for path, mode in (("delta", 0o755), ("delta/root", 0o700), ("delta/root/.ssh", 0o700), ("work", 0o755)):
         os.mkdir(directory / path)
         os.chown(directory / path, owner, owner)
         os.chmod(directory / path, mode)

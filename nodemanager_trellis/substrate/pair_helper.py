@@ -127,6 +127,11 @@ class Child:
 
     def end(self) -> None:
         """Afterwards the child is gone; what it made lives on where it was bound."""
+        # Said, not left to the pipe's end: children forked later hold a copy of it.
+        try:  # noqa: SIM105
+            os.write(self._to, b"e")
+        except BrokenPipeError:
+            pass
         for fd in (self._to, self._from):
             os.close(fd)
         poll = select.poll()
@@ -148,7 +153,7 @@ def _live(steps: list[Any], wait_fd: int, tell_fd: int) -> None:
                 os.write(tell_fd, f"E{err.errno or errno.EIO} {err.strerror or err}".encode()[:500])
                 break
             os.write(tell_fd, b"." + result)
-            if not os.read(wait_fd, 1):
+            if os.read(wait_fd, 1) != b"g":
                 break
     finally:
         os._exit(0)

@@ -1,35 +1,22 @@
-"""Tests with real slivers. Each brings its own world below /tmp, under an instance name of its own, and proves it left nothing.
+"""Tests with real slivers. Each brings its own world, under an instance name of its own, and proves it left nothing.
 
 * ``world``: settings, helper, drivers; ``world.sliver(5)`` makes and starts one, ``world.sh(name, script)`` runs in it.
-* ``wait_for(predicate, sentence)``: the predicate's first true value; fails with the last one seen.
+* ``shared``: one world and its one running sliver, for tests that only look.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from container_world import Settings, World, open_files, traces
 
-from nodemanager_trellis.objects import Container, NamespacePair, Running, SliverFile
-from nodemanager_trellis.substrate.child import CompletedRun
-from nodemanager_trellis.substrate.lxc import drivers
-from nodemanager_trellis.substrate.pairs import PairDriver, PairHelper
-from nodemanager_trellis.substrate.settings import Settings
-
-UID_BASE = 0x4000_0000
-CGROUPS = pathlib.Path("/sys/fs/cgroup")
 _serial = itertools.count(1)
 
 
@@ -53,164 +40,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=_missing()))
 
 
-def wait_for(predicate: Callable[[], Any], sentence: str, timeout_s: float = 20) -> Any:
-    """The first true value of ``predicate``."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := predicate()):
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {sentence}; last seen: {value!r}"
-        time.sleep(0.005)
-    return value
-
-
-class World:
-    """One manager's substrate, and short ways to use it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.helper = PairHelper(settings)
-        self.pairs = PairDriver(settings, self.helper)
-        self.host, self.containers, self.running, self.files = drivers(settings, self.helper)
-
-    def close(self) -> None:
-        self.host.close()
-        self.helper.close()
-
-    def name(self, slice_id: int) -> str:
-        return f"{self.settings.instance}.{slice_id}"
-
-    def pair(self, slice_id: int = 5) -> NamespacePair:
-        return NamespacePair(self.name(slice_id), UID_BASE + slice_id * 65536)
-
-    def container(self, slice_id: int = 5, **fields: Any) -> Container:
-        return Container(self.name(slice_id), f"test_{slice_id}", UID_BASE + slice_id * 65536, **fields)
-
-    def define(self, *containers: Container) -> None:
-        pairs = [NamespacePair(c.name, c.uid_base) for c in containers]
-        self.pairs.ensure(pairs, {})
-        self.containers.ensure(containers, {})
-
-    def sliver(self, slice_id: int = 5, **fields: Any) -> str:
-        """A new running sliver's name."""
-        container = self.container(slice_id, **fields)
-        self.define(container)
-        self.running.ensure([Running(container.name)], {})
-        return container.name
-
-    def sh(self, name: str, script: str, timeout_s: float = 30, stdin: bytes | None = None) -> CompletedRun:
-        return self.host.attach(name, ["/bin/bash", "-c", script], stdin, timeout_s)
-
-    def python(self, name: str, script: str, timeout_s: float = 30) -> CompletedRun:
-        return self.host.attach(name, ["/usr/bin/python3", "-"], script.encode(), timeout_s)
-
-    def init_pid(self, name: str) -> int:
-        return self.host.worker.states([name])[name][1]
-
-    def clear(self) -> None:
-        """Take everything away."""
-        self.running.absent(self.running.read())
-        self.files.absent(self.files.read())
-        self.containers.absent(self.containers.read())
-        self.pairs.absent(self.pairs.read())
-
-
-def traces(settings: Settings) -> dict[str, list[str]]:
-    """Everything of an instance that exists anywhere on the machine."""
-    top = settings.state_dir.parent
-    mounts = [line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
-    processes = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                command = (
-                    pathlib.Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
-                if str(top) in command or f" {settings.instance}." in command:
-                    processes.append(f"{entry} {command}")
-    files = [str(p) for d in (settings.slivers_dir, settings.netns_dir, settings.run_dir) for p in d.glob("**/*")]
-    return {
-        "mounts": [m for m in mounts if m.startswith(f"{top}/")],
-        "cgroups": [str(p) for p in CGROUPS.glob(f"*/lxc.*.{settings.instance}.*")],
-        "locks": [str(p) for p in pathlib.Path(f"/run/lxc/lock{settings.slivers_dir}").glob(".*")],
-        "processes": processes,
-        "files": [p for p in files if not os.path.isdir(p)],
-        "directories": [p.name for p in settings.slivers_dir.glob("*")],
-    }
-
-
-def _descriptors() -> dict[str, str]:
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return found
-
-
-@pytest.fixture
-def settings() -> Iterator[Settings]:
+def _new_settings() -> Settings:
     """A place and a name of its own. Not pytest's tmp_path, through which a sliver's root could not pass."""
     top = pathlib.Path(tempfile.mkdtemp(prefix="trellis-test-"))
     top.chmod(0o755)
-    found = Settings(
-        instance=f"t{os.getpid()}-{next(_serial)}",
-        state_dir=top / "state",
-        run_dir=top / "run",
-        netns_dir=top / "netns",
-    )
-    yield found
-    shutil.rmtree(top)
-    locks = pathlib.Path(f"/run/lxc/lock{found.slivers_dir}")
+    instance = f"t{os.getpid()}-{next(_serial)}"
+    return Settings(instance, state_dir=top / "state", run_dir=top / "run", netns_dir=top / "netns")
+
+
+def _forget(settings: Settings) -> None:
+    shutil.rmtree(settings.state_dir.parent)
+    locks = pathlib.Path(f"/run/lxc/lock{settings.slivers_dir}")
     while locks.name != "lock" and locks.is_dir() and not any(locks.iterdir()):
         locks.rmdir()  # LXC's own, one a path; no container of this path is left
         locks = locks.parent
 
 
+def _ended(world: World) -> None:
+    try:
+        world.clear()
+    finally:
+        world.close()
+    assert {kind: [] for kind in traces(world.settings)} == traces(world.settings)
+
+
+@pytest.fixture
+def settings() -> Iterator[Settings]:
+    """Where things live."""
+    found = _new_settings()
+    yield found
+    _forget(found)
+
+
 @pytest.fixture
 def world(settings: Settings) -> Iterator[World]:
     """A manager's substrate; afterwards nothing of it is left."""
-    descriptors = _descriptors()
+    before = open_files()
     world = World(settings)
+    yield world
+    _ended(world)
+    assert before == open_files()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[World, str]]:
+    """A world and its one running sliver."""
+    world = World(_new_settings())
     try:
-        yield world
+        yield world, world.sliver()
     finally:
-        world.clear()
-        world.close()
-    assert {kind: [] for kind in traces(settings)} == traces(settings)
-    assert descriptors == _descriptors()
-
-
-class OtherManager:
-    """A second process that uses the same settings, perhaps elsewhere; runs ``script`` with ``w`` as its World."""
-
-    def __init__(self, settings: Settings, script: str, before: Sequence[str] = ()) -> None:
-        fields = {n: str(getattr(settings, n)) for n in ("instance", "state_dir", "run_dir", "netns_dir")}
-        program = (
-            "import json, pathlib, sys\n"
-            f"sys.path[:0] = {[str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]!r}\n"
-            "from conftest import *\n"
-            "from nodemanager_trellis.errors import *\n"
-            f"fields = json.loads({json.dumps(fields)!r})\n"
-            "settings = Settings(fields.pop('instance'), **{k: pathlib.Path(v) for k, v in fields.items()})\n"
-            "w = World(settings)\n"
-            f"{script}\n"
-        )
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def output(self) -> str:
-        """All that it prints until its end."""
-        output, _ = self.process.communicate(timeout=60)
-        return output
-
-
-__all__ = [
-    "Container",
-    "NamespacePair",
-    "OtherManager",
-    "Running",
-    "Settings",
-    "SliverFile",
-    "World",
-    "traces",
-    "wait_for",
-]
+        _ended(world)
+    _forget(world.settings)

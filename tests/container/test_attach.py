@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import pytest
-from conftest import World, wait_for
+from container_world import World, wait_for
 
 from nodemanager_trellis.errors import NotOurs, SubstrateError
 from nodemanager_trellis.substrate.child import OUTPUT_LIMIT

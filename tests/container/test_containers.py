@@ -8,7 +8,7 @@ import pathlib
 import shutil
 
 import pytest
-from conftest import Running, World
+from container_world import Running, SliverFile, World
 
 from nodemanager_trellis.errors import InvalidInput, NotOurs, SubstrateError
 from nodemanager_trellis.substrate.pairs import INCOMPLETE
@@ -197,7 +197,7 @@ def test_image_is_shared_and_private_changes_stay_private(world: World) -> None:
 def test_image_changes_only_while_stopped(world: World) -> None:
     """Another image makes the root file system anew, which a running sliver is safe from; its given files stay."""
     name = world.sliver()
-    world.files.ensure([(file := __import__("conftest").SliverFile(name, "node", "x\n"))], {})
+    world.files.ensure([(file := SliverFile(name, "node", "x\n"))], {})
     other = world.container(image="other")
     with pytest.raises(SubstrateError, match="stopped"):
         world.containers.ensure([other], {})

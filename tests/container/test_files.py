@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from conftest import Running, SliverFile, World
+from container_world import Running, SliverFile, World
 
 from nodemanager_trellis.errors import InvalidInput, NotOurs
 
@@ -60,7 +60,7 @@ def test_file_cannot_be_changed_inside(world: World) -> None:
 
 
 def test_file_inside_satisfies_sshd(world: World) -> None:
-    """Every component of the keys' path belongs to root as the sliver sees it, and only root writes there (StrictModes)."""
+    """As the sliver sees it, all of the keys' path belongs to root and only root writes there (StrictModes)."""
     name = world.sliver()
     world.files.ensure([SliverFile(name, "authorized_keys", "k\n", 0o600)], {})
     done = world.sh(name, "stat -c '%u %A' /etc/trellis/authorized_keys /etc/trellis /etc / /root /root/.ssh")

@@ -6,11 +6,13 @@ import ctypes
 import errno
 import json
 import os
+import pathlib
+import select
 import signal
 import subprocess
 
 import pytest
-from conftest import OtherManager, Settings, World, wait_for
+from container_world import OtherManager, Settings, World, wait_for
 
 from nodemanager_trellis.errors import NotOurs, SubstrateError
 from nodemanager_trellis.objects import NamespacePair
@@ -138,13 +140,13 @@ def test_helper_stays_small_and_leaks_nothing(world: World) -> None:
     helper = f"/proc/{world.helper.pid}"
     before = len(os.listdir(f"{helper}/fd"))
     for _ in range(5):
-        pairs = [world.pair(n) for n in range(20)]
+        pairs = [world.pair(n) for n in range(1, 21)]
         world.pairs.ensure(pairs, {})
         world.pairs.absent(pairs)
     assert before == len(os.listdir(f"{helper}/fd"))
-    assert "" == open(f"{helper}/task/{world.helper.pid}/children").read()
-    rss_kib = next(int(line.split()[1]) for line in open(f"{helper}/status") if line.startswith("VmRSS"))
-    assert rss_kib < 32 * 1024
+    assert "" == pathlib.Path(f"{helper}/task/{world.helper.pid}/children").read_text()
+    status = pathlib.Path(f"{helper}/status").read_text()
+    assert int(status.split("VmRSS:")[1].split()[0]) < 32 * 1024
 
 
 def test_helper_ends_with_its_manager(world: World) -> None:
@@ -154,8 +156,6 @@ def test_helper_ends_with_its_manager(world: World) -> None:
     process = world.helper._child._process
     assert process is not None and process.stdin is not None
     process.stdin.close()
-    import select
-
     assert select.select([pidfd], [], [], 10)[0]
     os.close(pidfd)
     wait_for(lambda: process.poll() is not None, "the helper's end")

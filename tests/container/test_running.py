@@ -9,7 +9,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import OtherManager, Running, World, traces, wait_for
+from container_world import OtherManager, Running, World, traces, wait_for
 
 from nodemanager_trellis.errors import SubstrateError
 from nodemanager_trellis.substrate import lxc
@@ -70,8 +70,8 @@ def test_crash_of_init_keeps_interfaces_and_addresses(world: World) -> None:
     name = world.sliver()
     made = world.sh(
         name,
-        "ip link add e0 type veth peer name e1 && ip addr add 10.1.2.3/24 dev e0 && ip link set e0 up && ip link set e1 up"
-        " && ip route add 10.9.0.0/16 via 10.1.2.9",
+        "ip link add e0 type veth peer name e1 && ip addr add 10.1.2.3/24 dev e0 && ip link set e0 up"
+        " && ip link set e1 up && ip route add 10.9.0.0/16 via 10.1.2.9",
     )
     assert 0 == made.returncode, made.stderr
     kill_through_pidfd(world.init_pid(name))
@@ -201,6 +201,31 @@ def test_another_process_that_starts_it_is_waited_for(world: World) -> None:
     assert "up\n" == other.process.stdout.readline()
     other.output()
     assert [Running(world.name(5))] == world.running.read()
+
+
+def test_slivers_run_where_only_cgroup_v2_is_mounted(world: World) -> None:
+    """Limits of absent controllers are left out, since LXC would not start with them; start, read and stop work."""
+    name = world.name(5)
+    script = f"""
+container = w.container(memory_bytes=1 << 26, cpu_quota_pct=20)
+w.define(container)
+w.running.ensure([Running({name!r})], {{}})
+print('read', [r.name for r in w.running.read()], w.containers.read() == [container])
+print('inside', w.sh({name!r}, 'echo fine').stdout)
+print('cgroups', [p.name for p in pathlib.Path('/sys/fs/cgroup').glob('lxc.*.' + {name!r})])
+w.running.absent([Running({name!r})])
+print('left', [p.name for p in pathlib.Path('/sys/fs/cgroup').glob('lxc.*.' + {name!r})], w.running.read())
+w.close()
+"""
+    mounts = "umount -a -l -t cgroup,cgroup2; umount -l /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    # The pairs' mounts would end with this private mount namespace, so it is the other's to take all away again.
+    script += "w = World(settings)\nw.clear()\nw.close()\n"
+    output = OtherManager(
+        world.settings, script, ["unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh"]
+    ).output()
+    assert f"read ['{name}'] True" in output, output
+    assert "inside b'fine\\n'" in output and f"lxc.payload.{name}" in output, output
+    assert "left [] []" in output, output
 
 
 @pytest.mark.parametrize("lines", [1, 3, 4, 6, 8, 9, 12])

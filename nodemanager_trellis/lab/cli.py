@@ -13,7 +13,7 @@ from typing import Any
 
 from nodemanager_trellis import logs
 from nodemanager_trellis.errors import InvalidInput, TrellisError
-from nodemanager_trellis.lab import links, topology
+from nodemanager_trellis.lab import control, links, topology
 from nodemanager_trellis.lab import map as drawing
 from nodemanager_trellis.lab.control import DEFAULT_NAME, Lab
 from nodemanager_trellis.lab.progress import Progress
@@ -26,7 +26,8 @@ def _up(args: argparse.Namespace) -> int:
     progress = Progress()
     lab = Lab(args.name)
     try:
-        lab.up(topo, progress)
+        with control.ended_by_sigterm():
+            lab.up(topo, progress)
     finally:
         progress.clear()
     option = "" if args.name == DEFAULT_NAME else f" --name {args.name}"

@@ -587,7 +587,7 @@ class Lab:
             programs = programs or Programs.find()
         except Unsupported as err:
             return [str(err)]
-        nodes = [n for n in record.nodes if self.config_file(n.name).exists() and n.manager is not None]
+        nodes = [node for node in record.nodes if self.config_file(node.name).exists() and self._was_used(node)]
         failures, done = [], 0
         with concurrent.futures.ThreadPoolExecutor(_PURGE_PARALLEL) as pool:
             futures = {pool.submit(self._purge, node, programs, lock): node for node in nodes}
@@ -598,6 +598,11 @@ class Lab:
                 if failure := future.result():
                     failures.append(f"purge of node {futures[future].name}: {failure}")
         return failures
+
+    def _was_used(self, node: NodeRecord) -> bool:
+        """Whether its manager ever ran: it leaves at least its store."""
+        directory = self.node_state_dir(node.name)
+        return directory.is_dir() and any(directory.iterdir())
 
     def _purge(self, node: NodeRecord, programs: Programs, lock: int) -> str:
         command = [*programs.manager, "--config", str(self.config_file(node.name)), "--purge"]
@@ -784,6 +789,20 @@ def require_root() -> None:
     for command in ("ip", "nsenter", "mount", "umount"):
         if shutil.which(command) is None:
             raise Unsupported(f"a lab needs the command {command}")
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C meanwhile: what was begun is undone. For the main thread."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def boot_id() -> str:

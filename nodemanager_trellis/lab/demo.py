@@ -15,7 +15,6 @@ import pathlib
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -275,7 +274,7 @@ class Demo:
         """ends of a link → bit/s on the wire"""
         self._record: Record | None = None
         self._started = time.monotonic()
-        self._total = 12
+        self._total = 13
 
     # ------------------------------------------------------------ the frame
 
@@ -816,14 +815,10 @@ def run(
     slice_name = "vini_" + re.sub("[^a-z0-9]", "", topo.name.lower())
     demo = Demo(lab, topo, slice_name, report_dir, progress, sys.stdout)
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupted)  # so that the lab is taken down then too
     try:
-        good = demo.run(keep)
+        with control.ended_by_sigterm():  # the lab is taken down then too
+            good = demo.run(keep)
     finally:
-        signal.signal(signal.SIGTERM, before)
         progress.clear()
         document = demo.document()
         if json_file:

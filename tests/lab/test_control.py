@@ -127,6 +127,22 @@ def test_down_after_the_command_was_killed(lab):
         assert check_clean(lab, record) == []
 
 
+def test_sigterm_undoes_up(lab):
+    """``up`` that gets SIGTERM takes away what it has made, and ends."""
+    script = (
+        "from nodemanager_trellis.lab.control import Lab, Programs, ended_by_sigterm;"
+        "from nodemanager_trellis.lab import topology\n"
+        "with ended_by_sigterm():"
+        f" Lab({lab.name!r}, Programs({PROGRAMS.plc!r}, {PROGRAMS.manager!r})).up(topology.line(3))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    while not (lab.run_dir / "n1.log").exists():
+        assert child.poll() is None
+    child.terminate()
+    assert child.wait() != 0
+    assert not lab.exists()
+
+
 def test_purge_is_run_for_each_node(lab):
     """Each node is emptied by its own manager before it goes."""
     lab.up(LINE)

@@ -153,3 +153,12 @@ def test_map_of_the_living(show):
     states = demo.links.states(show.lab, SLICE, 0.1)
     assert [(state.a, state.b, state.problem) for state in states] == [("n1", "n2", ""), ("n2", "n3", "")]
     assert all(state.used_bps is not None for state in states)
+
+
+def test_down_without_a_working_purge(show):
+    """The nodes' own purge fails: down still removes slivers, namespaces and cgroups by what it knows."""
+    slivers = [show.lab.node_status(node.name)["slivers"][SLICE]["container"] for node in show.record.nodes]
+    crippled = Lab(show.lab.name, Programs(Programs.find().plc, ("false",)))
+    assert crippled.down() == []
+    assert [group for sliver in slivers for group in control.cgroups_of(sliver)] == []
+    assert [point for sliver in slivers for point in control.mounts_named(sliver)] == []

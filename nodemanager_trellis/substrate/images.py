@@ -264,7 +264,7 @@ def is_mount_point(path: pathlib.Path) -> bool:
         if ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR):
             return False
         raise SubstrateError(str(path), "look at", ctypes.get_errno())
-    attributes, mask = (int.from_bytes(buffer[at : at + 8], sys.byteorder) for at in (8, 56))
+    attributes, mask = (int.from_bytes(buffer.raw[at : at + 8], sys.byteorder) for at in (8, 56))
     if not mask & _STATX_ATTR_MOUNT_ROOT:
         raise Unsupported("statx(2) does not tell mount points: Linux 5.8 or newer is needed")
     return bool(attributes & _STATX_ATTR_MOUNT_ROOT)

@@ -28,12 +28,16 @@ ENTRY_POINT_GROUP = "nodemanager_trellis.plugins"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompletedRun:
-    """A command that ran inside a sliver."""
+    """What a command did, inside a sliver or outside."""
 
     returncode: int
-    """exit status; negative: killed by that signal; 124: out of time"""
+    """exit status; negative: the signal that ended it"""
     stdout: bytes
     stderr: bytes
+    timed_out: bool = False
+    """it was killed because its time was over"""
+    truncated: bool = False
+    """more came than is kept of each stream (1 MiB)"""
 
 
 class Host(Protocol):

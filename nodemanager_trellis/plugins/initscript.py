@@ -43,4 +43,5 @@ class InitScript(Plugin):
         command = 'exec /etc/trellis/initscript "$1" "$2" >>/var/log/initscript.log 2>&1 </dev/null'
         done = host.run(sliver, ["/bin/sh", "-c", command, "sh", verb, sliver.name], timeout_s=timeout_s)
         if done.returncode:
-            log.warning("initscript failed", extra={"slice": sliver.name, "verb": verb, "status": done.returncode})
+            status = "out of time" if done.timed_out else done.returncode
+            log.warning("initscript failed", extra={"slice": sliver.name, "verb": verb, "status": status})

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -20,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nodemanager_trellis.errors import SubstrateError
+from nodemanager_trellis.hooks import CompletedRun
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 """All that our children inherit: nothing a daemon's environment holds is theirs."""
@@ -29,20 +29,6 @@ OUTPUT_LIMIT = 1 << 20
 
 _CHUNK = 1 << 16
 _REAP_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CompletedRun:
-    """What a command did."""
-
-    returncode: int
-    """exit status; negative: the signal that ended it"""
-    stdout: bytes
-    stderr: bytes
-    timed_out: bool = False
-    """it was killed because its time was over"""
-    truncated: bool = False
-    """more than :data:`OUTPUT_LIMIT` bytes came"""
 
 
 def kill_process(pid: int, still: Callable[[int], bool] | None = None) -> bool:

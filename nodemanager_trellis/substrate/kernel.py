@@ -88,8 +88,7 @@ class LinuxKernel:
 
     def run(self, container: str, argv: Sequence[str], stdin: bytes | None, timeout_s: float) -> CompletedRun:
         """Run a command as root inside a container."""
-        done = self._lxc.attach(container, argv, stdin, timeout_s)
-        return CompletedRun(done.returncode, done.stdout, done.stderr)
+        return self._lxc.attach(container, argv, stdin, timeout_s)
 
     @contextlib.contextmanager
     def _turn(self, kind: str) -> Iterator[None]:

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl  # what a child needs is imported here, once, not in each child
 import json
 import os
 import select
+import socket
+import struct
 import sys
 from typing import Any
 
@@ -78,10 +81,6 @@ def _release(path: str) -> None:
 
 def _loopback_up() -> None:
     """Set lo up in the present net namespace (struct ifreq, linux/if.h)."""
-    import fcntl
-    import socket
-    import struct
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 

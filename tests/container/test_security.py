@@ -36,7 +36,7 @@ def call(*arguments):
         "mount -t cgroup2 c /mnt && echo 1 > /mnt/cgroup.freeze",
         "dmesg",
         "date -s 2020-01-01",
-        "chroot /proc/1/root/../../.. true; ls /work /lost+found 2>/dev/null | grep .",
+        "chroot /proc/1/root/../../.. true; ls /boot /lost+found 2>/dev/null | grep .",
         "ls /proc/1/root/boot",
         "mount -t debugfs d /mnt",
         "mount -t tracefs t /mnt",

@@ -7,7 +7,6 @@ import pytest
 from nodemanager_trellis import store as store_module
 from nodemanager_trellis.model import Desired, Node, Presence, Sliver, VirtualLink
 from nodemanager_trellis.objects import NamespacePair
-from nodemanager_trellis.revert import Reverter
 from nodemanager_trellis.store import Store, StoreError
 
 NODE = Node(1, "n", "192.0.2.1")
@@ -116,23 +115,3 @@ def test_failed_write_changes_nothing(store):
         store.realised()
     with pytest.raises(StoreError, match="write"):
         store.set_realised("a", None)
-
-
-def test_reverter_undoes_newest_first_unless_successful(caplog):
-    """Undos run in reverse on failure, one that fails is logged, and none runs after success."""
-    done = []
-
-    def fail():
-        raise OSError("no")
-
-    with pytest.raises(RuntimeError), Reverter() as undo:
-        undo.add(done.append, 1)
-        undo.add(fail)
-        undo.add(done.append, 2)
-        raise RuntimeError
-    with Reverter() as undo:
-        undo.add(done.append, 3)
-        undo.success()
-
-    assert [2, 1] == done
-    assert ["undo failed"] == [r.message for r in caplog.records]

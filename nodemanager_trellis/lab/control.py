@@ -332,6 +332,7 @@ class Lab:
             *("--admin-email", ADMIN),
             *("--admin-password-file", str(self.password_file)),
             *("--ready-file", str(ready)),
+            "--volatile",
         ]
         record.plc = processes.start(underlay.inside(underlay.underlay_netns(self.name), command), self.plc_log)
         self._save(record)

@@ -128,6 +128,7 @@ def main():
     parser.add_argument("command", choices=["serve"])
     for name in ("--db", "--listen", "--admin-email", "--admin-password-file", "--ready-file"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--volatile", action="store_true")
     arguments = parser.parse_args()
     host, _, port = arguments.listen.rpartition(":")
     listening = server(FakePlc(), host, int(port))

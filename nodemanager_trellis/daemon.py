@@ -160,21 +160,15 @@ class NodeManager:
 
         :raises InvalidInput: the answer as a whole is unusable; the last good one stays in force
         """
-        before = self._store.desired()
         desired = getslivers.parse(
             answer,
             now=int(time.time()),
-            previous=before,
+            previous=self._store.desired(),
             slice_prefix=self._conf.slice_prefix,
             expected_node_id=self._conf.node_id,
         )
         desired = self._with_facts(desired)
-        # Every comparison by what matters: the timestamp moves with each answer.
-        same = (
-            before is not None
-            and dataclasses.replace(self._store.numbered(desired), timestamp=before.timestamp) == before
-        )
-        if not same:
+        if self._store.put_in_force(desired, answer):
             for problem in desired.problems:
                 log.warning(
                     "input refused",
@@ -185,8 +179,6 @@ class NodeManager:
                         "kept": problem.kept,
                     },
                 )
-            self._store.set_value("answer", answer)
-            self._store.set_desired(self._store.numbered(desired))
             log.info("new answer in force", extra={"slivers": len(desired.slivers), "problems": len(desired.problems)})
             self.kick()
 

@@ -391,9 +391,7 @@ class Reconciler:
         """Once everything matches, free the numbers of what is gone."""
         if report.failures:
             return
-        keep = [str(s.slice_id) for s in desired.slivers]
-        keep += [f"{s.slice_id}/{link.name}" for s in desired.slivers for link in s.links]
-        self._store.forget_numbers(keep)
+        self._store.forget_numbers(desired)
 
 
 def owner_of(sliver: Sliver) -> str:

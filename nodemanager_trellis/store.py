@@ -119,9 +119,20 @@ class Store:
         plain = self.value("desired")
         return None if plain is None else codec.from_plain(Desired, plain)
 
-    def set_desired(self, desired: Desired) -> None:
-        """Put ``desired`` in force."""
-        self.set_value("desired", codec.to_plain(desired))
+    def put_in_force(self, desired: Desired, answer: Any = None) -> bool:
+        """Number ``desired`` and put it in force, with the answer it was made of; False if it says nothing new.
+
+        One step with :meth:`forget_numbers`, which another thread may be at: a number given here is not freed there.
+        """
+        with self._lock:
+            before = self.desired()
+            desired = self.numbered(desired)
+            # The timestamp moves with each answer.
+            if before is not None and dataclasses.replace(desired, timestamp=before.timestamp) == before:
+                return False
+            self.set_value("answer", answer)
+            self.set_value("desired", codec.to_plain(desired))
+            return True
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -130,11 +141,7 @@ class Store:
 
         :raises StoreError: all 64 999 numbers are in use
         """
-        names = []
-        for sliver in desired.slivers:
-            names.append(str(sliver.slice_id))
-            names += [f"{sliver.slice_id}/{link.name}" for link in sliver.links]
-        numbers = self._numbers(names)
+        numbers = self._numbers(_number_names(desired))
         return dataclasses.replace(
             desired,
             slivers=tuple(
@@ -151,6 +158,10 @@ class Store:
         )
 
     def _numbers(self, names: Iterable[str]) -> dict[str, int]:
+        with self._lock:
+            return self._give_numbers(names)
+
+    def _give_numbers(self, names: Iterable[str]) -> dict[str, int]:
         known = dict(self._rows("SELECT name, number FROM number"))
         new = [name for name in names if name not in known]
         if not new:
@@ -172,13 +183,16 @@ class Store:
             db.execute("INSERT OR REPLACE INTO value VALUES ('last_number', ?)", (str(at),))
         return known
 
-    def forget_numbers(self, keep: Iterable[str]) -> None:
-        """Free the numbers of all slices and links not in ``keep`` (``37``, ``37/n39``); call once they are gone."""
-        stay = set(keep)
-        gone = [(name,) for (name,) in self._rows("SELECT name FROM number") if name not in stay]
-        if gone:
-            with self._transaction() as db:
-                db.executemany("DELETE FROM number WHERE name = ?", gone)
+    def forget_numbers(self, realised: Desired) -> None:
+        """Free the numbers of slices and links that are neither in ``realised`` nor in what is in force now."""
+        with self._lock:
+            stay = set(_number_names(realised))
+            if (now := self.desired()) is not None:
+                stay.update(_number_names(now))
+            gone = [(name,) for (name,) in self._rows("SELECT name FROM number") if name not in stay]
+            if gone:
+                with self._transaction() as db:
+                    db.executemany("DELETE FROM number WHERE name = ?", gone)
 
     # -- what was applied ---------------------------------------------------------------------------------------
 
@@ -220,3 +234,10 @@ class Store:
                 db.execute("DELETE FROM realised WHERE owner = ?", (owner,))
             else:
                 db.execute("INSERT OR REPLACE INTO realised VALUES (?, ?)", (owner, json.dumps(codec.to_plain(sliver))))
+
+
+def _number_names(desired: Desired) -> list[str]:
+    """What bears a number: ``37`` a slice by its id, ``37/n39`` one of its links."""
+    return [
+        name for s in desired.slivers for name in (str(s.slice_id), *(f"{s.slice_id}/{link.name}" for link in s.links))
+    ]

@@ -30,12 +30,16 @@ def test_values_survive_reopening(tmp_path):
     first.set_value("a", {"b": [1, None]})
     first.set_value("gone", 1)
     first.set_value("gone", None)
-    first.set_desired(Desired(3, NODE, (sliver(1, 2),)))
+    first.put_in_force(Desired(3, NODE, (sliver(1, 2),)))
     first.close()
     again = Store(tmp_path / "s", read_only=True)
 
     assert ({"b": [1, None]}, "none") == (again.value("a"), again.value("gone", "none"))
-    assert Desired(3, NODE, (sliver(1, 2),)) == again.desired()
+    assert (3, 2, 3) == (
+        (found := again.desired()).timestamp,
+        found.slivers[0].number,
+        found.slivers[0].links[0].number,
+    )
     again.close()
 
 
@@ -53,7 +57,7 @@ def test_numbers_are_stable_distinct_and_freed(store):
     assert len(set(numbers)) == 4 and min(numbers) == store_module.FIRST_NUMBER
     assert one.slivers[0].number == two.slivers[1].number
     assert one.slivers[0].links[0].number == two.slivers[1].links[1].number
-    store.forget_numbers(["1", "1/n2"])
+    store.forget_numbers(Desired(0, NODE, (sliver(1, 2),)))
     assert numbers[:2] == [s.number for s in store.numbered(Desired(0, NODE, (sliver(1),))).slivers] + [numbers[1]]
     assert store.numbered(Desired(0, NODE, (sliver(2),))).slivers[0].number not in numbers
 
@@ -65,7 +69,7 @@ def test_numbers_run_out_with_an_error(store, monkeypatch):
 
     with pytest.raises(StoreError, match="in use"):
         store.numbered(Desired(0, NODE, (sliver(3),)))
-    store.forget_numbers(["2"])
+    store.forget_numbers(Desired(0, NODE, (sliver(2),)))
     assert 2 == store.numbered(Desired(0, NODE, (sliver(3),))).slivers[0].number
 
 
@@ -115,3 +119,20 @@ def test_failed_write_changes_nothing(store):
         store.realised()
     with pytest.raises(StoreError, match="write"):
         store.set_realised("a", None)
+
+
+def test_only_news_is_put_in_force(store):
+    """An answer that differs in its timestamp alone is no news; any other difference is."""
+    assert store.put_in_force(Desired(3, NODE, (sliver(1, 2),)), {"a": 1})
+    assert not store.put_in_force(Desired(4, NODE, (sliver(1, 2),)), {"a": 2})
+    assert ({"a": 1}, 3) == (store.value("answer"), store.desired().timestamp)
+    assert store.put_in_force(Desired(5, NODE, (sliver(1, 2, 3),)))
+
+
+def test_number_in_force_is_not_freed_by_a_run_with_an_older_picture(store):
+    """A run that ends after a newer answer came leaves the newer slices their numbers."""
+    store.put_in_force(Desired(1, NODE, (sliver(1), sliver(2))))
+    store.forget_numbers(Desired(0, NODE, (sliver(1),)))
+    three = store.numbered(Desired(2, NODE, (sliver(3),))).slivers[0].number
+
+    assert three not in [s.number for s in store.desired().slivers]

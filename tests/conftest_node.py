@@ -50,19 +50,23 @@ class TestNode:
         self.up = True
         self.process: subprocess.Popen | None = None
         self.log = directory / "log"
-        for command in (
-            f"ip netns add {self.netns}",
-            f"ip -n {self.netns} link set lo up",
-            f"ip -n {self.netns} link add u0 type veth peer name far",
-            f"ip -n {self.netns} address add 198.51.100.16/24 dev u0",
-            f"ip -n {self.netns} link set u0 up",
-            f"ip -n {self.netns} link set far up",
-        ):
+        for command in (f"ip netns add {self.netns}", f"ip -n {self.netns} link set lo up"):
             subprocess.run(command.split(), check=True)
+        self.make_underlay()
         listening = run_in(f"/run/netns/{self.netns}", lambda: socket.create_server(("127.0.0.1", 0)))
         self.plc = StubPlc(listening, self._serve)
         self.config = directory / "nm.conf"
         self.write_config()
+
+    def make_underlay(self) -> None:
+        """The device that carries the tunnels, with the node's address."""
+        for command in (
+            "link add u0 type veth peer name far",
+            "address add 198.51.100.16/24 dev u0",
+            "link set u0 up",
+            "link set far up",
+        ):
+            subprocess.run(["ip", "-n", self.netns, *command.split()], check=True)
 
     def write_config(self, **more: Any) -> None:
         settings = {

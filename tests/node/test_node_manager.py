@@ -3,6 +3,7 @@
 import copy
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,30 @@ def test_plc_away_at_start_uses_the_last_good_answer(node):
     node.up = False
 
     assert "running" == up(node)["state"]
+
+
+def test_reboot_without_plc_brings_slivers_back(node):
+    """With everything that a reboot takes gone, and PLC away, the sliver comes up from the last good answer."""
+    sliver = up(node)
+    container = sliver["container"]
+    node.inside(container, "touch", "/root/mine")
+    node.end(signal.SIGKILL)
+    node.up = False
+    node.run("lxc-stop", "-k", "-P", str(node.directory / "state" / "slivers"), "-n", container)
+    mounted = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
+    for path in mounted:
+        if path.startswith(str(node.run_dir)) or path == f"/run/netns/{container}":
+            subprocess.run(["umount", "-l", path], check=True)
+    os.unlink(f"/run/netns/{container}")
+    node.run("ip", "link", "del", "u0")
+    shutil.rmtree(f"/sys/fs/bpf/trellis/{node.instance}")
+    shutil.rmtree(node.run_dir)
+    node.make_underlay()
+    again = up(node)
+
+    assert "192.168.2.10/30" in node.inside(again["container"], "ip", "-br", "-4", "addr")
+    assert "ceil 100Mbit" in ceil_of(node, again["links"]["n1"]["minor"])
+    assert "/root/mine\n" == node.inside(container, "ls", "/root/mine")
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,10 @@ class World:
     def _thread_napi(self) -> None:
         """The incoming device is polled by a kernel thread, so that all its work has one owner (Linux 5.12)."""
         path = f"/sys/class/net/{self.incoming}/threaded"
+        # One of a device just deleted, of the same name, may still be about to end.
+        others = set(_threads(f"napi/{self.incoming}-"))
         self.inside(self.node, "unshare", "-m", "sh", "-c", f"mount -t sysfs none /sys && echo 1 > {path}")
-        self.workers = _threads(f"napi/{self.incoming}-")
+        self.workers = [pid for pid in _threads(f"napi/{self.incoming}-") if pid not in others]
         if not self.workers:
             raise Unsupported("this kernel has no threaded NAPI for veth devices")
         for pid in self.workers:

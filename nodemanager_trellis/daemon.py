@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nodemanager_trellis import __version__, config, hooks, logs, names
+from nodemanager_trellis import __version__, atomic, config, hooks, logs, names
 from nodemanager_trellis.config import Config
 from nodemanager_trellis.errors import InvalidInput, PlcError, TrellisError
 from nodemanager_trellis.intake import getslivers
@@ -51,13 +51,6 @@ def settings_of(conf: Config) -> Settings:
         link_group=conf.link_group,
         start_parallel=conf.start_parallel,
     )
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Readers see the old text or the new one, never a part."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def notify_systemd(state: str) -> None:
@@ -238,9 +231,9 @@ class NodeManager:
                 "reconciled", extra={"slivers": len(live.slivers), "took_ms": took_ms, "failures": len(report.failures)}
             )
         self._kernel.refresh_neighbours()
-        write_atomically(self._run_dir / "status.json", json.dumps(self._status(live, report), indent=1))
+        atomic.write_text(self._run_dir / "status.json", json.dumps(self._status(live, report), indent=1), 0o644)
         if self._revision == 1:
-            write_atomically(self._run_dir / "ready", f"{os.getpid()}\n")
+            atomic.write_text(self._run_dir / "ready", f"{os.getpid()}\n", 0o644)
             notify_systemd("READY=1")
         return report
 

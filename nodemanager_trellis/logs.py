@@ -30,16 +30,11 @@ def clip(value: Any) -> str:
 class EventFormatter(logging.Formatter):
     """``2026-11-25T10:41:29.123Z INFO reconcile: sliver started slice=x_y took_ms=16``"""
 
-    default_msec_format = "%s.%03dZ"
-
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
-
-        self.converter = time.gmtime
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """UTC with milliseconds."""
-
         return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:

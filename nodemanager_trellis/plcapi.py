@@ -10,13 +10,13 @@ import hashlib
 import hmac
 import http.client
 import logging
-import os
 import pathlib
 import socket
 import ssl
 import urllib.parse
 from typing import Any
 
+from nodemanager_trellis import atomic
 from nodemanager_trellis.config import Config
 from nodemanager_trellis.errors import InvalidInput, PlcError
 from nodemanager_trellis.intake import xmlrpc
@@ -106,11 +106,7 @@ class PlcClient:
             raise PlcError("GetSession did not answer a session")
         self._session = session
         self._session_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._session_file.with_suffix(".new")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as out:
-            out.write(session)
-        temporary.replace(self._session_file)
+        atomic.write_text(self._session_file, session)
 
     def _call(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         status, body = self._post(xmlrpc.dumps_call(method, args), timeout_s or self._config.plc_timeout_s)

@@ -24,13 +24,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from nodemanager_trellis import atomic
 from nodemanager_trellis.errors import InvalidInput, NotOurs, PlcError, SubstrateError, TrellisError, Unsupported
 from nodemanager_trellis.lab import processes, topology, underlay
 from nodemanager_trellis.lab.processes import Process
@@ -201,7 +201,7 @@ class Lab:
             raise Unsupported("a lab can be seen by root only") from None
 
     def _save(self, record: Record) -> None:
-        write_atomically(self._record_file, record.dumps())
+        atomic.write_text(self._record_file, record.dumps())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
@@ -403,7 +403,7 @@ class Lab:
             "poll_random_s": 5,
         }
         text = "[trellis-nm]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
-        write_atomically(self.config_file(node.name), text)
+        atomic.write_text(self.config_file(node.name), text)
         self.node_state_dir(node.name).mkdir(mode=0o711, exist_ok=True)
         self.node_run_dir(node.name).mkdir(mode=0o755, exist_ok=True)
 
@@ -809,14 +809,6 @@ def ended_by_sigterm() -> Iterator[None]:
 def boot_id() -> str:
     """Which boot of the machine this is: pids and namespaces of another one mean nothing."""
     return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """The file holds ``text``, for root's eyes only; a crash leaves the old or the new one."""
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def last_lines(path: pathlib.Path, count: int = 3) -> str:

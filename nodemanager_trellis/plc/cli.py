@@ -9,11 +9,10 @@ import os
 import signal
 import ssl
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from nodemanager_trellis import logs
+from nodemanager_trellis import atomic, logs
 from nodemanager_trellis.api.server import Tcp
 from nodemanager_trellis.errors import InvalidInput, TrellisError
 from nodemanager_trellis.plc.service import Plc, Settings
@@ -109,7 +108,10 @@ def _serve(plc: Plc, options: argparse.Namespace) -> None:
     ready = Path(options.ready_file) if options.ready_file else None
     try:
         if ready is not None:
-            _write_atomically(ready, url + "\n")
+            try:
+                atomic.write_text(ready, url + "\n")
+            except OSError as err:
+                raise InvalidInput(f"cannot write {ready}: {err}") from err
         number = signal.sigwait(wanted)
         log.info("stopping", extra={"signal": signal.Signals(number).name})
     finally:
@@ -129,17 +131,6 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as err:
         raise InvalidInput(f"cannot use the certificate {options.tls_cert}: {err}") from err
     return context
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """The file has the whole text or does not exist."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
-        os.replace(temporary, path)
-    except OSError as err:
-        raise InvalidInput(f"cannot write {path}: {err}") from err
 
 
 if __name__ == "__main__":

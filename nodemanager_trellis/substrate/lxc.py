@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nodemanager_trellis import codec, names
+from nodemanager_trellis import atomic, codec, names
 from nodemanager_trellis.errors import InvalidInput, NotOurs, SubstrateError, TrellisError, Unsupported
 from nodemanager_trellis.objects import Container, Key, Running
 from nodemanager_trellis.substrate import child, files, images
@@ -231,7 +231,7 @@ class LxcHost:
                 if before is None or before.sysctls != container.sysctls:
                     self._write_sysctls(container)
                 plain = {"instance": self.settings.instance, "container": codec.to_plain(container)}
-                _write_atomically(directory / "trellis.json", json.dumps(plain) + "\n")
+                atomic.write_text(directory / "trellis.json", json.dumps(plain) + "\n", 0o644)
             except OSError as err:
                 raise SubstrateError(container.title, "define", err.errno or 0, str(err.filename or "")) from err
         if warning:
@@ -272,7 +272,7 @@ class LxcHost:
         with contextlib.suppress(FileNotFoundError):
             if path.read_text() == text:
                 return
-        _write_atomically(path, text)
+        atomic.write_text(path, text, 0o644)
 
     def _write_sysctls(self, container: Container) -> None:
         """Write the container's sysctls into its net namespace. One that is refused costs itself only."""
@@ -426,13 +426,6 @@ def _sysctl_path(key: str) -> str:
         raise InvalidInput(f"{key[:80]!r} is not a sysctl below net.")
     # sysctl(8): whichever separator comes first is the separator, the other one is part of names (eth0.5).
     return key if key[3] == "/" else key.replace("/", "\0").replace(".", "/").replace("\0", ".")
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 def _log_tail(path: pathlib.Path, stderr: bytes) -> str:
